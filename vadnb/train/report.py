@@ -18,7 +18,7 @@ from pathlib import Path
 from ..config import flatten
 from ..core import CheckpointError, DataError, VadnbError
 from ..core import did_you_mean, read_json, read_jsonl, read_yaml, write_atomic
-from ..plots import as_number, curves, draw_panel, events, figure_bytes, inline_svg, new_figure, panels, save_figure, short, timeline, words
+from ..plots import MOST_TICKS, as_number, curves, draw_panel, events, figure_bytes, inline_svg, new_figure, panels, save_figure, short, timeline, words
 
 # %% ../../nbs/train/55_report.ipynb #0673e501
 @dataclass
@@ -75,12 +75,13 @@ def html(
 
 def tag(
     name:str, # element name
+    /,
     *inside, # text, Html, None or nested lists of these
     **attributes, # `class_` for class, `http_equiv` for http-equiv; None leaves one out
 )->Html: # the element
     "One element, its contents and attributes escaped"
     given = ''.join(f' {k.rstrip("_").replace("_", "-")}="{html(v)}"' for k,v in attributes.items() if v is not None)
-    return Html(f'<{name}{given}>' + ('' if name in ('img', 'meta', 'br') else f'{html(inside)}</{name}>'))
+    return Html(f'<{name}{given}>' + ('' if name in ('img', 'meta', 'br', 'wbr') else f'{html(inside)}</{name}>'))
 
 # %% ../../nbs/train/55_report.ipynb #d294110e
 def section(
@@ -113,9 +114,9 @@ def plain(
     "A value as its file would show it"
     if isinstance(value, bool) or value is None: text = {True: 'true', False: 'false', None: 'null'}[value]
     elif isinstance(value, float): text = f'{value:.6g}'
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)) and value:
         text = ', '.join(plain(v, most) for v in value[:20]) + (f' and {len(value)-20:,} more' if len(value)>20 else '')
-    elif isinstance(value, dict): text = ', '.join(f'{k}: {plain(v, most)}' for k,v in list(value.items())[:20])
+    elif isinstance(value, dict) and value: text = ', '.join(f'{k}: {plain(v, most)}' for k,v in list(value.items())[:20])
     else: text = str(value)
     return text if len(text)<=most else f'{text[:most]}… ({len(text):,} characters)'
 
@@ -258,7 +259,7 @@ def health_section(
     if found: first = f"{tally(found)[0].upper()+tally(found)[1:]}."
     elif run.health: first = f'Nothing was found by {plural(len(quiet), "check")}.'
     else: first = 'Nothing was found.'
-    lost = None if run.health else tag('p', 'health.json is missing: what was checked is not known' + (', and the findings are those of the log.' if found else ', so this says nothing about the run.'), class_='note')
+    lost = None if run.health else tag('p', 'health.json is missing: what was checked is not known' + (', and the findings are those of the log.' if found else ', so this says nothing about the run.'), class_='lost')
     return section('health', 'Health', tag('p', first), lost, [finding(f) for f in found[:60]],
                    tag('p', f'and {len(found)-60:,} more in log.jsonl', class_='small') if len(found)>60 else None,
                    tag('h3', 'Checked and found quiet') if quiet else None, tag('ul', [tag('li', plain(c.get('what', c.get('code')))) for c in quiet], class_='quiet') if quiet else None)
@@ -294,8 +295,9 @@ def curves_section(
         draw_panel(fig.subplots(), panel, marks)
         figures.append(tag('figure', Html(inline_svg(fig, f'c{i}', describe(panel)))))
     longest = max(len(s.steps) for p in found for s in p.series)
-    says = [(marks['checkpoint'], 'Ticks on the axis are checkpoints'), (any(p.best for p in found), 'the ring is the best one'), (marks['resume'], 'a dotted line is a resume'),
-            (marks['fault'], 'a red line is a fault'), (other, f'vermilion is {other.name if other else ""}'),
+    saved = len(marks['checkpoint'])
+    says = [(0<saved<=MOST_TICKS, 'ticks on the axis are checkpoints'), (saved>MOST_TICKS, f'{saved} checkpoints are too many to mark'), (any(p.best for p in found), 'the ring is the best one'), (marks['resume'], 'a dotted line is a resume'),
+            (marks['fault'], 'a red line is a fault'), (other, f'blue is this run and vermilion {other.name if other else ""}'),
             (longest>160, f'a line averages about {longest/160:.0f} rows per point, its band spans their lowest and highest')]
     legend = '; '.join(text for there,text in says if there)
     rest = found[most:]
@@ -335,7 +337,7 @@ def groups_section(
 def embed(
     path, # a PNG file
     most:int, # bytes it may take
-)->str: # data URI, PNG as it was or a smaller JPEG
+)->tuple: # data URI (the PNG as it was, or a smaller JPEG), width and height in pixels of the original
     "A picture for the page; raises `DataError` when it is no PNG that can be shown"
     from matplotlib.image import imread
     path = Path(path)
@@ -343,7 +345,7 @@ def embed(
         with open(path, 'rb') as f: head = f.read(24)
         if len(head)<24 or head[:8]!=b'\x89PNG\r\n\x1a\n': raise DataError(f'{path.name}: is not a PNG file')
         width,height = struct.unpack('>II', head[16:24])
-        if path.stat().st_size<=most: return 'data:image/png;base64,'+b64encode(path.read_bytes()).decode()
+        if path.stat().st_size<=most: return 'data:image/png;base64,'+b64encode(path.read_bytes()).decode(), width, height
         # the header says how much memory decoding would take, before anything is decoded
         if not 0<width*height<=16_000_000: raise DataError(f'{path.name}: {width}×{height} pixels are too many for a report')
         pixels = imread(path)
@@ -355,7 +357,7 @@ def embed(
         ax = fig.add_axes([0, 0, 1, 1]); ax.set_axis_off(); ax.imshow(pixels, aspect='auto', cmap='gray', interpolation='antialiased')
         jpeg = figure_bytes(fig, 'jpg', dpi=100)
         if len(jpeg)<=most: break
-    return 'data:image/jpeg;base64,'+b64encode(jpeg).decode()
+    return 'data:image/jpeg;base64,'+b64encode(jpeg).decode(), width, height
 
 # %% ../../nbs/train/55_report.ipynb #53f8e615
 def pictures(
@@ -368,8 +370,10 @@ def pictures(
     shown,lines = [], []
     for path in files[:most]:
         caption = words(path.stem, 80)
-        try: shown.append(tag('figure', tag('img', src=embed(path, budget//min(most, len(files))), alt=caption), tag('figcaption', caption)))
-        except DataError as e: lines.append(tag('p', f'{e}; it is not shown', class_='note'))
+        try:
+            uri,w,h = embed(path, budget//min(most, len(files)))
+            shown.append(tag('figure', tag('img', src=uri, alt=caption, width=w, height=h), tag('figcaption', caption), class_='strip' if w>2*h else None))
+        except DataError as e: lines.append(tag('p', f'{e}; it is not shown', class_='lost'))
     if len(files)>most: lines.append(tag('p', f'{plural(len(files)-most, "more picture")} in the folder.', class_='small'))
     return [tag('div', shown, class_='pictures') if shown else None, *lines]
 
@@ -388,10 +392,12 @@ def drawn_prediction(
     "A prediction's scores over time; raises `VadnbError` when the file is not as expected"
     value = read_json(path)
     if not isinstance(value, dict) or not isinstance(value.get('scores'), list): return None
-    fps = as_number(value.get('fps')) if value.get('fps') is not None else None
-    name = value.get('video') or path.stem
-    try: fig = timeline(value['scores'], value.get('segments'), fps if fps and fps>0 else None, value.get('truth'), title=Path(str(name)).name)
-    except (TypeError, ValueError, KeyError, IndexError) as e: raise DataError(f'{path.name}: cannot be drawn ({e})') from None
+    name = value.get('video') or value.get('name') or path.stem
+    try:
+        fps = value.get('fps')
+        if fps is not None and not float(fps)>0: raise DataError(f'fps must be above 0, found {fps}')
+        fig = timeline(value['scores'], value.get('segments'), fps and float(fps), value.get('truth'), title=Path(str(name)).name)
+    except (TypeError, ValueError, KeyError, IndexError, DataError) as e: raise DataError(f'{path.name}: cannot be drawn ({e})') from None
     return Html(inline_svg(fig, prefix, f'score over time of {words(name)}'))
 
 def predictions_section(
@@ -401,15 +407,15 @@ def predictions_section(
     "What the run's model said about single videos"
     files = sorted(p for p in run.path.glob('predictions/**/*') if p.is_file() and not p.name.startswith('.'))
     if not files: return None
-    shown,lines,others = [], [], []
+    shown,lines,others,drawn = [], [], [], set()
     for path in files:
         if path.suffix=='.png': continue
         try: svg = drawn_prediction(path, f'p{len(shown)}') if path.suffix=='.json' and len(shown)<most else None
-        except VadnbError as e: lines.append(tag('p', str(e), class_='note')); continue
-        if svg: shown.append(tag('figure', svg, class_='wide'))
+        except VadnbError as e: lines.append(tag('p', str(e), class_='lost')); continue
+        if svg: shown.append(tag('figure', svg, class_='wide')); drawn.add(path.with_suffix(''))
         else: others.append(path.relative_to(run.path/'predictions'))
     rest = f'Also in the folder: {", ".join(str(p) for p in others[:60])}' + (f' and {len(others)-60:,} more' if len(others)>60 else '')+'.'
-    return section('predictions', 'Predictions', shown, pictures([p for p in files if p.suffix=='.png'], budget=240_000, most=6), lines, tag('p', rest, class_='small') if others else None)
+    return section('predictions', 'Predictions', shown, pictures([p for p in files if p.suffix=='.png' and p.with_suffix('') not in drawn], budget=240_000, most=6), lines, tag('p', rest, class_='small') if others else None)
 
 # %% ../../nbs/train/55_report.ipynb #90c5dbaf
 ABSENT = object()
@@ -429,7 +435,7 @@ def config_section(
     other:Run=None, # one to compare with
 )->Html: # the section
     "The whole configuration, differences marked"
-    if run.config is None: return section('config', 'Configuration', tag('p', 'config.yaml is missing: how this run was configured is not known.', class_='note'))
+    if run.config is None: return section('config', 'Configuration', tag('p', 'config.yaml is missing: how this run was configured is not known.', class_='lost'))
     different,groups = config_differences(run, other) if other else {}, {}
     for key,value in list(flatten(run.config).items())[:600]:
         part,_,rest = str(key).partition('.')
@@ -468,9 +474,9 @@ def rerun_section(
     versions = run.mapping('versions')
     command = f'vadnb train --config {shlex.quote(str(run.path/"config.yaml"))} --name {shlex.quote(run.name+"-again")}'
     kept = sorted(p.name for p in run.path.glob('checkpoints/step-*'))
-    facts = [('versions', ', '.join(f'{k} {plain(v, 40)}' for k,v in versions.items())), ('started', plain((run.of('start') or [{}])[0].get('time', ''), 40)),
+    facts = [('versions', ', '.join(f'{k} {plain(v, 40)}' for k,v in versions.items())), ('started', plain((run.of('start') or [{}])[0].get('time', ''), 40).replace('T', ' ').replace('+00:00', ' UTC')),
              ('checkpoints kept', ', '.join(kept[:20])+(f' and {len(kept)-20} more' if len(kept)>20 else ''))]
-    return section('rerun', 'Run it again', tag('pre', command) if run.config is not None else tag('p', 'Without config.yaml this run cannot be repeated.', class_='note'),
+    return section('rerun', 'Run it again', tag('pre', command) if run.config is not None else tag('p', 'Without config.yaml this run cannot be repeated.', class_='lost'),
                    tag('dl', [tag('div', tag('dt', k), tag('dd', v)) for k,v in facts if v]))
 
 # %% ../../nbs/train/55_report.ipynb #253a59ae
@@ -519,20 +525,22 @@ ul{padding-left:20px}
 details{font-size:13px}summary{cursor:pointer;color:var(--muted)}
 .quiet,.files{margin:0;columns:2 330px;column-gap:40px}.files{font-size:13px}.quiet li,.files li{break-inside:avoid;overflow-wrap:anywhere}
 .quiet{list-style:none;padding:0}.quiet li{padding-left:22px;position:relative}.quiet li::before{content:"✓";position:absolute;left:0;color:var(--good)}
-.note{border-left:3px solid var(--warn);padding-left:12px;overflow-wrap:anywhere}
+.lost{border-left:3px solid var(--warn);padding-left:12px;overflow-wrap:anywhere}
 .panels,.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:22px 26px;align-items:start}
 figure{margin:0;break-inside:avoid}.plot{display:block;width:100%;height:auto}.plot *{stroke-linejoin:round}
-.wide{margin-bottom:18px}.pictures img{display:block;max-width:100%;height:auto;border-radius:6px;background:#fff}figcaption{padding-top:5px}
+.wide{margin-bottom:18px;overflow-x:auto}.wide .plot{min-width:540px;max-width:800px}.strip{grid-column:1/-1}.pictures img{display:block;max-width:100%;height:auto;border-radius:6px;background:#fff}figcaption{padding-top:5px}
 .scroll{overflow-x:auto;margin-bottom:12px}
+td.n{white-space:nowrap}
 table{border-collapse:collapse;min-width:min(100%,460px);font-size:14px}
 th,td{text-align:left;vertical-align:baseline;padding:6px 22px 6px 0;border-bottom:1px solid var(--grid);font-weight:400}
+tbody th{min-width:6.5em}
 thead th{color:var(--muted);font-size:13px;border-color:var(--line)}
-.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+.n{text-align:right;font-variant-numeric:tabular-nums}
 dl{margin:0}section dl div{display:grid;grid-template-columns:minmax(8em,14em) minmax(0,1fr);gap:2px 14px;padding:2px 0}section dd{margin:0;overflow-wrap:anywhere}
 .config{columns:2 400px;column-gap:48px}.config>div{break-inside:avoid-column;margin-bottom:18px}.config h3{margin-top:0}.config dd{font-size:14px}
 mark{background:var(--mark);color:inherit;padding:0 4px;border-radius:3px}
 @media (max-width:720px){.top{grid-template-columns:minmax(0,1fr)}section{margin-top:32px}.tiles{grid-template-columns:1fr 1fr}
- section dl div{grid-template-columns:minmax(7em,40%) minmax(0,1fr)}th,td{padding-right:14px}.timeline{overflow-x:auto}}
+ section dl div{grid-template-columns:minmax(7em,40%) minmax(0,1fr)}th,td{padding-right:12px}table{font-size:13px}thead th{font-size:12px}}
 @media print{body{max-width:none;padding:0;font-size:10.5pt}nav{display:none}section{margin-top:18pt;padding-top:10pt}
  .panels{grid-template-columns:repeat(3,1fr)}article,table,pre{break-inside:avoid}h2,h3{break-after:avoid}*{print-color-adjust:exact}}
 '''
@@ -544,12 +552,12 @@ def report_page(
 )->str: # a whole HTML document
     "The report as one HTML document that refers to nothing outside itself"
     word,tone,sentence = status(run)
-    worst = tally(findings(run))
+    worst = 'not known, health.json is missing' if run.health is None and not findings(run) else tally(findings(run))
     parts = [('health', health_section(run)), ('metrics', metrics_section(run)), ('curves', curves_section(run, other)), ('comparison', comparison_section(run, other) if other else None),
              ('pictures', pictures_section(run)), ('predictions', predictions_section(run)), ('parameter groups', groups_section(run)), ('skipped samples', skipped_section(run)),
              ('configuration', config_section(run, other)), ('run it again', rerun_section(run))]
     parts = [(name, p) for name,p in parts if p]
-    top = tag('header', tag('div', tag('div', tag('p', f"vadnb · {plain(run.start.get('system', 'unknown system'), 60)}", class_='eyebrow'), tag('h1', run.name),
+    top = tag('header', tag('div', tag('div', tag('p', f"vadnb · {plain(run.start.get('system', 'unknown system'), 60)}", class_='eyebrow'), tag('h1', [[part, tag('wbr')] for part in re.split('(?<=[_.-])', run.name)]),
                                        tag('p', tag('span', word, class_=f'pill {tone}'), plain(sentence, 1200)), tag('p', 'Health: ', tag('a', worst, href='#health'), '.')),
                             headline(run), class_='top'), facts(run),
               tag('nav', [tag('a', name, href='#'+re.search(' id="([a-z]+)"', p[p.rindex('<section'):] if p.count('<section')>1 else p)[1]) for name,p in parts], aria_label='sections'))
