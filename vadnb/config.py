@@ -6,14 +6,15 @@
 __all__ = ['class_source', 'field_comments', 'config_keys', 'config_parser', 'type_name', 'key_type', 'flatten', 'check_keys',
            'from_dict', 'build_config', 'finite', 'shipped_configs', 'find_config', 'to_yaml', 'config_changes']
 
-# %% ../nbs/02_config.ipynb #1e6a09c8
+# %% ../nbs/02_config.ipynb #75e0d6fa
 import dataclasses, inspect, linecache, math, re, typing
+from argparse import SUPPRESS
 from pathlib import Path
 from .core import ConfigError
 from .core import did_you_mean
 from .core import read_yaml
 
-# %% ../nbs/02_config.ipynb #d78d287d
+# %% ../nbs/02_config.ipynb #f90930f5
 def class_source(
     cls, # a class
 )->str: # its source text, '' when it cannot be found
@@ -49,7 +50,7 @@ def config_keys(
         else: res[key] = notes.get(f.name, '')
     return res
 
-# %% ../nbs/02_config.ipynb #ff501074
+# %% ../nbs/02_config.ipynb #bb30f583
 def config_parser(
     cls, # a configuration dataclass
     prog:str='vadnb', # program name shown in the usage line
@@ -60,11 +61,13 @@ def config_parser(
     parser.add_class_arguments(cls)
     notes = config_keys(cls)
     for action in parser._actions:
+        # a section is set through its keys; jsonargparse would also take a file of its own for it
+        if action.dest!='help' and action.dest not in notes: action.help = SUPPRESS
         if action.dest in notes: action.help = notes[action.dest].replace('%', '%%')
     for group in parser._action_groups: group.title = re.sub(r'\(.*\)$', '', (group.title or '').replace('\n', ' ')).strip() or group.title
     return parser
 
-# %% ../nbs/02_config.ipynb #0e02bf40
+# %% ../nbs/02_config.ipynb #10e42724
 def type_name(
     t, # a type annotation
 )->str: # such as 'int or null'
@@ -85,7 +88,7 @@ def key_type(
     for part in key.split('.'): cls = typing.get_type_hints(cls)[part]
     return cls
 
-# %% ../nbs/02_config.ipynb #ac4c4ae4
+# %% ../nbs/02_config.ipynb #54459353
 def flatten(
     tree:dict, # nested mapping
     prefix:str='', # dotted path of this section
@@ -113,7 +116,7 @@ def check_keys(
             raise ConfigError(f"{where}: '{key}' is a section, write its keys below it (such as {next(k for k in known if k.startswith(key+'.'))}), found {value!r}")
         raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(key, known)}")
 
-# %% ../nbs/02_config.ipynb #5d2e6743
+# %% ../nbs/02_config.ipynb #43bdcf87
 def from_dict(
     cls, # a dataclass
     values:dict, # nested mapping with every value of its type
@@ -130,7 +133,7 @@ def _refused(cls, where, error):
     if not m or m[1] not in config_keys(cls): return ConfigError(f"{where}: {' '.join(text.split())}")
     return ConfigError(f"{where}: '{m[1]}' must be {type_name(key_type(cls, m[1]))}" + (f", found {got[1]!r}" if got else ', found nothing'))
 
-# %% ../nbs/02_config.ipynb #bf208c45
+# %% ../nbs/02_config.ipynb #ae2d4f55
 def build_config(
     cls, # a configuration dataclass
     values:dict, # nested mapping, such as a YAML file holds
@@ -160,7 +163,7 @@ def finite(
         if isinstance(v, float) and not math.isfinite(v): raise ConfigError(f"{where}: '{k}' must be a finite number, found {v}")
     return values
 
-# %% ../nbs/02_config.ipynb #873bbe51
+# %% ../nbs/02_config.ipynb #e7f5c1eb
 def shipped_configs()->dict: # name → path
     "The configurations that come with vadnb"
     folder = Path(inspect.getfile(did_you_mean)).parent/'configs'
@@ -177,7 +180,7 @@ def find_config(
     if str(name) in known: return known[str(name)]
     raise ConfigError(f"configuration '{name}' is not shipped{did_you_mean(name, known)} (shipped: {', '.join(known) or 'none'}; or give the path of a .yaml file)")
 
-# %% ../nbs/02_config.ipynb #baed7dfa
+# %% ../nbs/02_config.ipynb #0dd2c4e9
 def to_yaml(
     cfg, # an instance of a configuration dataclass
 )->str: # YAML text with every key

@@ -6,7 +6,7 @@
 __all__ = ['INK', 'MUTED', 'GRID', 'SERIES', 'OTHER', 'FAULT', 'DASHES', 'THEME', 'MOST_TICKS', 'new_figure', 'quiet', 'words',
            'short', 'figure_bytes', 'save_figure', 'inline_svg', 'as_number', 'columns', 'thin', 'Series', 'Panel',
            'panels', 'draw_series', 'events', 'draw_events', 'wide', 'draw_panel', 'legend', 'pick_panels', 'curves',
-           'as_segments', 'draw_strip', 'timeline', 'frame_strip', 'heat_overlay']
+           'as_segments', 'draw_strip', 'timeline', 'frame_strip', 'heat_overlay', 'rate_curve']
 
 # %% ../nbs/01_plots.ipynb #0def051a
 import math, re
@@ -454,4 +454,20 @@ def heat_overlay(
     bar = fig.colorbar(shown, ax=ax, fraction=.04, pad=.02)
     bar.outline.set_visible(False); bar.solids.set_alpha(1); bar.ax.tick_params(colors=MUTED, labelsize=7, length=0)
     ax.set_title(words(title, 60), loc='left', fontsize=8.5, color=INK, fontweight='bold', parse_math=False)
+    return fig
+
+# %% ../nbs/01_plots.ipynb #25be02db
+def rate_curve(
+    rates, # learning rates in rising order, (N,)
+    losses, # loss at each rate, (N,)
+    suggestions:dict, # name → learning rate
+): # matplotlib Figure
+    "Loss against learning rate, with the suggested rates marked"
+    fig = new_figure(5.2, 2.4)
+    ax = quiet(fig.subplots())
+    ax.plot(rates, losses, color=SERIES[0], lw=1.3)
+    ax.set(xscale='log', yscale='log', xlabel='optim.lr', ylabel='loss')
+    for i,(name,rate) in enumerate(suggestions.items()):
+        ax.axvline(rate, color=SERIES[i+1], ls=DASHES[0], lw=1, label=f'{words(name)} {rate:.1e}')
+    ax.legend(fontsize=7, frameon=False, labelcolor=INK)
     return fig

@@ -209,7 +209,7 @@ class SkippedCheck(Check):
         L = self.learner
         if len(L.skipped)==self.seen: return
         self.seen = len(L.skipped)
-        self.find('warning', f"{self.seen} of {len(L.train)} training samples could not be read and were left out ({list(L.skipped)[-1]}); repair or remove them", samples=list(L.skipped)[:200])
+        self.find('warning', f"{self.seen} of {len(L.train)} training samples could not be read and were left out ({list(L.skipped)[-1]}); repair or remove them", count=self.seen, samples=list(L.skipped)[:200])
     def state_dict(self): return dict(seen=self.seen)
     def load_state_dict(self, state): self.seen = state['seen']
 
