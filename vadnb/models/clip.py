@@ -18,7 +18,6 @@ from torch import nn
 from torch import Tensor
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torchvision.ops import roi_align
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, read_json
 from .aggregate import at_least_float32
@@ -211,6 +210,7 @@ def region_features(
         features = at_least_float32(features)
         if reference:
             boxes = boxes.to(features.dtype)*features.new_tensor([gw,gh,gw,gh])
+            from torchvision.ops import roi_align # its import compiles for seconds, and only the comparison needs it
             return roi_align(features, torch.cat([frame_of_box[:,None].to(boxes), boxes], 1), 1, 1., -1, aligned=True).flatten(1)
         x1,y1,x2,y2 = boxes.double().unbind(1)
         weights = cell_weights(y1*gh, y2*gh, gh)[:,:,None]*cell_weights(x1*gw, x2*gw, gw)[:,None]
