@@ -1,10 +1,14 @@
 "Write README.md from nbs/index.ipynb: prose, shown code, text and picture outputs; `#| hide` cells are left out"
-import base64, json, re, sys
+import json, posixpath, re, sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 
 def text(value): return ''.join(value) if isinstance(value, list) else value
+
+def from_root(markdown):
+    "Links relative to nbs/ become relative to the repository"
+    return re.sub(r'\]\((?!https?:|#|/)([^)]*)\)', lambda m: f"]({posixpath.normpath('nbs/'+m[1])})", markdown)
 
 def outputs(cell):
     "Text outputs as indented blocks, markdown as it is; pictures of the index are files of their own"
@@ -21,7 +25,7 @@ def build(notebook):
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
         source = text(cell['source']).strip()
         if not source or re.search(r'^#\|\s*hide', source, re.M): continue
-        if cell['cell_type']=='markdown': parts.append(re.sub(r'\]\((?!https?:|#|/)', '](nbs/', source)); continue
+        if cell['cell_type']=='markdown': parts.append(from_root(source)); continue
         code = '\n'.join(l for l in source.splitlines() if not l.startswith('#|')).strip()
         if code: parts.append(f'```python\n{code}\n```')
         parts += outputs(cell)
