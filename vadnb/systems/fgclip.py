@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataConfig', 'ModelConfig', 'LossConfig', 'RateConfig', 'default_prompts', 'ScoreConfig', 'Config', 'FGCLIP',
-           'caption_keys', 'spread', 'Prediction', 'CandidatesCheck', 'NormalsCheck']
+           'caption_keys', 'background_cells', 'background_loss', 'spread', 'Prediction', 'CandidatesCheck',
+           'NormalsCheck']
 
 # %% ../../nbs/systems/60_fgclip.ipynb #bb6b1044
 import contextlib, csv, io, math
@@ -26,7 +27,9 @@ from ..data.ucf_crime import check_length
 from ..data.ucf_crime import collate
 from ..data.ucf_crime import read_frames
 from ..data.video import VideoReader
+from ..losses.contrastive import gather_rows
 from ..losses.contrastive import info_nce
+from ..losses.contrastive import mean_over_ranks
 from ..losses.contrastive import n_candidates
 from ..losses.contrastive import retrieval_at_1
 from ..losses.contrastive import same_key
@@ -50,7 +53,8 @@ class DataConfig:
     "Which clips, and how they are sampled"
     train_json:str = 'train.json' # region annotation for training, relative to data_root
     valid_json:str|None = None # region annotation for validation; null trains without
-    frames:int = 64 # frames sampled from a video
+    frames:int = 64 # frames sampled from a training video
+    valid_frames:int|None = None # frames scored of a validation video; null takes as many as in training
     size:list[int] = field(default_factory=lambda: [224, 224]) # height and width in pixels; videos are squashed, never cropped
     sampling:Literal['uniform', 'segment', 'event'] = 'event' # training frames; evaluation is always uniform
     event_share:float = 0.5 # event sampling: share of frames taken from events
@@ -73,6 +77,7 @@ class LossConfig:
     "The terms of the loss"
     global_weight:float = 1. # of clip against caption
     region_weight:float = 0.1 # of region against region caption
+    background_weight:float = 0. # of region caption against every place where no event is; 0 leaves it out, as FG-CLIP does
     global_frames:Literal['event', 'all'] = 'event' # which frames of an abnormal training clip stand for it; normal clips use all
     mask_same_caption:bool = True # leave pairs with the very same caption out of each other's negatives
 
@@ -113,7 +118,8 @@ class Config(RunConfig):
         super().__post_init__()
         d,s,m = self.data, self.score, self.model
         for ok,key,says in [(len(d.size)==2 and min(d.size)>0, 'data.size', 'a height and a width'), (d.frames>0, 'data.frames', '1 or more'),
-                            (self.loss.global_weight>=0 and self.loss.region_weight>=0, 'loss.global_weight', '0 or more'), (s.stride>0, 'score.stride', '1 or more'),
+                            (d.valid_frames is None or d.valid_frames>0, 'data.valid_frames', '1 or more, or null'),
+                            *((getattr(self.loss, k)>=0, f'loss.{k}', '0 or more') for k in ('global_weight', 'region_weight', 'background_weight')), (s.stride>0, 'score.stride', '1 or more'),
                             (s.chunk>0, 'score.chunk', '1 or more'), ('normal' in s.prompts and len(s.prompts)>1, 'score.prompts', "a mapping with the class 'normal' and at least one other"),
                             (all(s.prompts.values()), 'score.prompts', 'at least one text per class')]:
             if not ok: raise ConfigError(f"'{key}' must be {says}")
@@ -153,8 +159,8 @@ def param_groups(self:FGCLIP):
 def datasets(self:FGCLIP):
     "Training clips, and validation clips or None"
     d = self.cfg.data
-    def clips(name): return RegionClips(Path(self.cfg.data_root)/name, self.cfg.data_root, d.frames, d.size, self.tokenize, d.sampling, d.event_share, d.flip)
-    train,valid = clips(d.train_json), clips(d.valid_json) if d.valid_json else None
+    def clips(name, frames): return RegionClips(Path(self.cfg.data_root)/name, self.cfg.data_root, frames, d.size, self.tokenize, d.sampling, d.event_share, d.flip)
+    train,valid = clips(d.train_json, d.frames), clips(d.valid_json, d.valid_frames or d.frames) if d.valid_json else None
     self.truth = {c.name: [(t.start_frame, t.end_frame+1) for t in c.tracks] for c in valid.clips} if valid else {}
     return train, valid
 
@@ -174,21 +180,53 @@ def clip_mask(self:FGCLIP, batch):
     if self.cfg.loss.global_frames=='event': mask = mask.index_put((batch['region_clip'],), batch['region_mask'], accumulate=True)
     return mask | ~mask.any(1, keepdim=True)
 
+# %% ../../nbs/systems/60_fgclip.ipynb #131e6b90
+def background_cells(
+    boxes:Tensor, # boxes of events, normalised xyxy, (K, 4)
+    frame_of_box:Tensor, # the frame each box lies in, (K,) int64
+    n_frames:int, # N
+    grid:tuple, # (gh, gw)
+)->Tensor: # true for cells that no box touches, (N, gh, gw) bool
+    "The cells of the dense maps where no event is"
+    def touched(low, high, n):
+        cell = torch.arange(n, device=boxes.device)
+        return (low[:,None]*n<cell+1)&(high[:,None]*n>cell)
+    x1,y1,x2,y2 = boxes.unbind(1)
+    hit = touched(y1, y2, grid[0])[:,:,None]&touched(x1, x2, grid[1])[:,None]
+    return torch.zeros(n_frames, *grid, dtype=torch.int, device=boxes.device).index_add(0, frame_of_box, hit.int())==0
+
+# %% ../../nbs/systems/60_fgclip.ipynb #39693af3
+def background_loss(
+    text:Tensor, # unit features of region captions, (R, P)
+    region:Tensor, # unit features of their regions, (R, P)
+    background:Tensor, # unit features of places without an event, (M, P)
+    log_scale:Tensor, # ln of the inverse temperature, scalar
+)->Tensor: # scalar; 0 with zero gradients where there is no region or no background
+    "Cross entropy of a caption's own region among the places without an event, both of all processes"
+    background = gather_rows(background)[0]
+    with torch.autocast(text.device.type, enabled=False):
+        logits = log_scale.exp()*torch.cat([(text*region).sum(1, keepdim=True), text@background.T], 1)
+        rows = logits.logsumexp(1)-logits[:,0]
+    return mean_over_ranks(rows, len(gather_rows(text.detach()[:,:1])[0]))
+
+# %% ../../nbs/systems/60_fgclip.ipynb #0b83123b
 @patch
 def features(self:FGCLIP, batch):
-    "Unit features of clips, captions, regions and region captions"
+    "Unit features of clips, captions, regions and region captions; of all background cells too, where a loss asks for them"
     B,T = batch['frames'].shape[:2]
     region,step = batch['region_mask'].nonzero(as_tuple=True)
-    out = self.clip.encode_frames(batch['frames'].flatten(0, 1), boxes=batch['region_box'][region, step], frame_of_box=batch['region_clip'][region]*T+step)
+    boxes,where = batch['region_box'][region, step], batch['region_clip'][region]*T+step
+    out = self.clip.encode_frames(batch['frames'].flatten(0, 1), boxes=boxes, frame_of_box=where, dense=self.cfg.loss.background_weight>0)
     image = masked_mean(out.image.unflatten(0, (B, T)), self.clip_mask(batch))
     text = unit(self.clip.encode_text(torch.cat([batch['text'], batch['region_text']])))
-    return unit(image), text[:B], unit(grouped_mean(out.region, region, len(batch['region_clip']))), text[B:]
+    background = None if out.dense is None else unit(out.dense.movedim(1, -1)[background_cells(boxes, where, B*T, out.dense.shape[-2:])])
+    return unit(image), text[:B], unit(grouped_mean(out.region, region, len(batch['region_clip']))), text[B:], background
 
 # %% ../../nbs/systems/60_fgclip.ipynb #b68349e4
 @patch
 def loss(self:FGCLIP, batch):
     "Global and region InfoNCE over the clips of all processes, with what one needs to read them"
-    image,text,region,region_text = self.features(batch)
+    image,text,region,region_text,background = self.features(batch)
     weights,res = self.cfg.loss, {}
     for name,a,b,ids,scale,weight in [('global', image, text, batch['text'], self.clip.logit_scale, weights.global_weight),
                                       ('region', region, region_text, batch['region_text'], self.clip.region_logit_scale, weights.region_weight)]:
@@ -198,6 +236,9 @@ def loss(self:FGCLIP, batch):
         res |= {f'loss/{name}': value, f'candidates/{name}': candidates.mean() if len(a) else value.detach()*0,
                 f'above_chance/{name}': (candidates.log().mean()-value if len(a) else value*0).detach(), f'scale/{name}': scale.exp().detach()}
         res['loss'] = res.get('loss', 0)+weight*value
+    if background is not None:
+        res['loss/background'] = background_loss(region_text, region, background, self.clip.region_logit_scale)
+        res['loss'] = res['loss']+weights.background_weight*res['loss/background']
     return res
 
 # %% ../../nbs/systems/60_fgclip.ipynb #3a1a4c59
