@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['VadnbError', 'ConfigError', 'DataError', 'VideoError', 'CheckpointError', 'DeviceError', 'did_you_mean', 'read_text',
-           'read_json', 'read_yaml', 'write_atomic', 'write_json', 'append_jsonl', 'read_jsonl', 'inside', 'set_seed',
-           'pick_device']
+           'read_json', 'yaml_fault', 'read_yaml', 'unwritten', 'write_atomic', 'write_json', 'append_jsonl',
+           'read_jsonl', 'inside', 'set_seed', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #9c85a750
-import difflib, json, os, random, tempfile
+import contextlib, difflib, errno, json, os, random, re, tempfile
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #253aae4d
@@ -25,11 +25,14 @@ def did_you_mean(
     known, # iterable of the names that exist
 )->str: # '; did you mean ...?' or '' when nothing is near
     "The closest known name, phrased to stand at the end of an error"
-    known = [str(k) for k in known]
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    # a dotted key is often right in its last part and wrong in its section
-    if not near: near = [k for k in known if k.split('.')[-1]==str(word).split('.')[-1]][:1]
-    return f"; did you mean '{near[0]}'?" if near else ''
+    word,known = str(word), [str(k) for k in known]
+    ending = Path(word).suffix
+    def alike(k):
+        # two names are not alike for ending in '.mp4' both
+        pair = (word, k) if not k.endswith(ending) else (word.removesuffix(ending), k.removesuffix(ending))
+        return difflib.SequenceMatcher(None, *pair).ratio()
+    near = max(known, key=alike, default=None)
+    return f"; did you mean '{near}'?" if near and alike(near)>=.5 else ''
 
 # %% ../nbs/00_core.ipynb #25e1a6c4
 def read_text(
@@ -38,38 +41,86 @@ def read_text(
 )->str: # its contents
     "A UTF-8 text file, or `error` that says which file is missing or unreadable"
     path = Path(path)
-    if path.is_dir(): raise error(f'{path}: is a folder, a file is needed')
     try: return path.read_text(encoding='utf-8-sig')
     except FileNotFoundError:
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-        raise error(f'{path}: no such file{near}') from None
-    except UnicodeDecodeError as e: raise error(f'{path}: not UTF-8 text (byte {e.start})') from None
-    except OSError as e: raise error(f'{path}: cannot be read ({e.strerror})') from None
+        folder = path.parent
+        if not folder.is_dir(): raise error(f'{path}: no such file, because there is no folder {folder}; check the path') from None
+        raise error(f"{path}: no such file{did_you_mean(path.name, [p.name for p in folder.iterdir()]) or '; check the path'}") from None
+    except IsADirectoryError: raise error(f'{path}: is a folder; name a file') from None
+    except UnicodeDecodeError as e: raise error(f'{path}: not UTF-8 text (byte {e.start}); save it as UTF-8') from None
+    except OSError as e: raise error(f'{str(path)[:300]}: cannot be read ({e.strerror}); check the path') from None
+    except ValueError as e: raise error(f'{str(path)[:300]!r}: cannot be the name of a file ({e})') from None
 
 # %% ../nbs/00_core.ipynb #e55c1a21
 def read_json(
     path, # file to read
     error=DataError, # class to raise
 ): # the parsed value
-    "A JSON file, or `error` with file, line and column"
-    def refuse(name): raise error(f'{path}: holds {name}, which JSON does not allow; write a number or null')
-    try: return json.loads(read_text(path, error), parse_constant=refuse)
+    "A JSON file in which no mapping writes a key twice, or `error` with file, line and column"
+    def constant(name): raise error(f'{path}: holds {name}, which JSON does not allow; write a number or null')
+    def mapping(pairs):
+        res,names = dict(pairs), [k for k,_ in pairs]
+        if len(res)<len(names):
+            twin = next(k for k in names if names.count(k)>1)
+            raise error(f"{path}: the key '{twin}' is written twice in one mapping, and the first would be lost; merge the two or rename one")
+        return res
+    text = read_text(path, error)
+    try: res = json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
     except json.JSONDecodeError as e: raise error(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg})') from None
+    except RecursionError: raise error(f'{path}: nested too deeply to be read; check that this is the file you mean') from None
+    except ValueError: raise error(f'{path}: holds a whole number of thousands of digits; check that this is the file you mean') from None
+    # an escape can spell half of a character, which no file name or log could ever hold
+    if re.search(r'\\u[dD][89a-fA-F]', text):
+        try: json.dumps(res, ensure_ascii=False).encode()
+        except UnicodeEncodeError: raise error(f'{path}: holds half a surrogate pair (an escape such as \\ud83d alone), which is no character; write the whole character') from None
+    return res
+
+# %% ../nbs/00_core.ipynb #71c3f754
+def yaml_fault(
+    node, # root of the tree that `yaml` composed
+): # (node, what is wrong with it), or None
+    "A key written twice in one mapping, or an alias of a list or mapping"
+    waiting,seen = [node], set()
+    while waiting:
+        n = waiting.pop()
+        if isinstance(n.value, str): continue
+        if id(n) in seen: return n, 'this list or mapping is used a second time through an alias (*name); write it out'
+        seen.add(id(n))
+        pairs = [p for p in n.value if isinstance(p, tuple)]
+        keys = [k.value for k,_ in pairs if isinstance(k.value, str)]
+        for k,_ in reversed(pairs):
+            if isinstance(k.value, str) and keys.count(k.value)>1: return k, f"the key '{k.value}' is written twice in one mapping, and the first would be lost; remove one"
+        waiting += [x for p in pairs for x in p] or n.value
 
 # %% ../nbs/00_core.ipynb #e58a40ae
 def read_yaml(
     path, # file to read
     error=ConfigError, # class to raise
 )->dict: # top-level mapping
-    "A YAML mapping read with `safe_load`, or `error` with file and line"
+    "A YAML mapping of plain values, or `error` with file and line"
     import yaml
-    try: res = yaml.safe_load(read_text(path, error))
+    try:
+        loader = yaml.SafeLoader(read_text(path, error))
+        node = loader.get_single_node()
+        if fault := node and yaml_fault(node): raise error(f'{path}, line {fault[0].start_mark.line+1}: {fault[1]}')
+        res = loader.construct_document(node) if node else None
     except yaml.YAMLError as e:
         mark = getattr(e, 'problem_mark', None)
         where = f', line {mark.line+1}, column {mark.column+1}' if mark else ''
         raise error(f"{path}{where}: not valid YAML ({getattr(e, 'problem', None) or 'only plain values are allowed'})") from None
-    if not isinstance(res, dict): raise error(f'{path}: must hold `key: value` lines, found {type(res).__name__}')
+    except RecursionError: raise error(f'{path}: nested too deeply to be read; check that this is the file you mean') from None
+    except ValueError as e: raise error(f'{path}: holds a value that cannot be read ({e})') from None
+    if not isinstance(res, dict): raise error(f"{path}: must hold `key: value` lines, found {'nothing' if res is None else type(res).__name__}")
     return res
+
+# %% ../nbs/00_core.ipynb #975d5268
+def unwritten(
+    path, # what could not be written
+    e:OSError, # what the system said
+)->str: # a line with the fix
+    "Why a file could not be written, and what to do"
+    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"{path}: cannot be written ({e.strerror or e}); {'free some space or choose another folder' if full else 'choose a place you may write to'}"
 
 # %% ../nbs/00_core.ipynb #227ad866
 def write_atomic(
@@ -89,7 +140,7 @@ def write_atomic(
     except OSError as e:
         try: tmp.unlink(missing_ok=True)
         except OSError: pass
-        raise error(f'{path}: cannot be written ({e.strerror}); free some space or choose another folder, what was there is unchanged') from None
+        raise error(f'{unwritten(path, e)}; what was there is unchanged') from None
     return path
 
 # %% ../nbs/00_core.ipynb #7030789e
@@ -107,10 +158,16 @@ def append_jsonl(
     row:dict, # one record
 ):
     "Add one line to a JSON-lines file"
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False)+'\n'
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False)+'\n').encode()
     try:
-        with open(path, 'a', encoding='utf-8') as f: f.write(line)
-    except OSError as e: raise CheckpointError(f'{path}: cannot be written ({e.strerror})') from None
+        with open(path, 'ab', buffering=0) as f:
+            size = f.seek(0, os.SEEK_END)
+            try:
+                if f.write(line)<len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError): f.truncate(size)
+                raise
+    except OSError as e: raise CheckpointError(unwritten(path, e)) from None
 
 def read_jsonl(
     path, # log file
@@ -129,10 +186,14 @@ def inside(
     where:str='', # file and field the path came from, for the message
 )->Path: # the resolved path
     "`root/relative`, refused when it leaves `root`"
-    base = Path(root).resolve()
-    path = (base/str(relative)).resolve()
+    base,at = Path(root).resolve(), where+': ' if where else ''
+    try:
+        path = (base/str(relative)).resolve()
+        path.exists()
+    # a null byte, half a character, a name of thousands of letters, a link to itself
+    except (OSError, ValueError, RuntimeError) as e: raise DataError(f'{at}{str(relative)[:80]!r} cannot be a path ({getattr(e, "strerror", None) or e})') from None
     if base!=path and base not in path.parents:
-        raise DataError(f"{where+': ' if where else ''}path '{relative}' leads outside the data root {base}; use a path below it")
+        raise DataError(f"{at}path '{relative}' leads outside the data root {base}; use a path below it")
     return path
 
 # %% ../nbs/00_core.ipynb #65c13a04

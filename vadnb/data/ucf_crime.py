@@ -8,7 +8,7 @@ __all__ = ['VIDEO_SUFFIXES', 'TEMPLATES', 'SAMPLINGS', 'video_name', 'video_clas
            'check_length', 'read_frames', 'RegionClips', 'collate', 'write_skeleton']
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #398d48bd
-import json, re, warnings
+import re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -60,7 +60,7 @@ def _clip(
 )->Clip:
     "One checked item, or `DataError`"
     label = name or (video_name(item['f_path']) if isinstance(item, dict) and isinstance(item.get('f_path'), str) else '')
-    where = f'{where} ({label})' if label else where
+    where = f'{where} ({label:.80})' if label else where
     check_fields(item, where, ('f_path', 'global_caption', 'bbox_info'))
     def text(value, field):
         if not isinstance(value, str): raise DataError(f'{where}, {field}: must be text, found {value!r:.60}')
@@ -73,19 +73,6 @@ def _clip(
     for j,t in enumerate(tracks): text(t.caption, f'bbox_info[{j}].caption')
     return Clip(label, path, caption, tracks, where)
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #a17079fd
-def _refuse_twins(
-    path, # a JSON file
-):
-    "`DataError` when a mapping in `path` writes one key twice"
-    def hook(pairs):
-        seen = set()
-        for k,_ in pairs:
-            if k in seen: raise DataError(f"{path}: the key '{k}' is written twice in one mapping, and the first would be lost; merge the two or rename one")
-            seen.add(k)
-        return dict(pairs)
-    json.loads(read_text(path), object_pairs_hook=hook)
-
 # %% ../../nbs/data/14_ucf_crime.ipynb #c3ee3180
 class DataWarning(UserWarning): "Something in the data that will limit what a model can learn from it"
 
@@ -95,7 +82,6 @@ def read_regions(
 )->list: # a `Clip` per item, in the order of the file
     "The captioned regions of a data set. Raises `DataError` with file, item, field and fix; warns where no video is normal"
     data = read_json(path)
-    _refuse_twins(path)
     if isinstance(data, dict): items = [(video_name(k), v) for k,v in data.items()]
     elif isinstance(data, list): items = [(None, v) for v in data]
     else: raise DataError(f'{path}: must hold a list of videos or a mapping from name to video, found {type(data).__name__}')

@@ -7,16 +7,19 @@ __all__ = ['Callback', 'handlers', 'RunLog', 'LogLosses', 'Evaluate', 'Averaging
            'Trackers']
 
 # %% ../../nbs/train/53_callbacks.ipynb #771bdc56
-import json, sys, time
+import json, math, sys, time
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from ..core import CheckpointError
+from ..core import ConfigError
 from ..core import append_jsonl
 from ..core import read_jsonl
 from ..core import write_atomic
+from .checkpoint import checkpoint_folders
 from .checkpoint import point
-from .checkpoint import random_state
+
+from .checkpoint import remove_old
 from .checkpoint import save_checkpoint
 from .optim import AveragedWeights
 
@@ -34,6 +37,8 @@ class Callback:
     def on_error(self): "An exception is leaving the loop; it is in `learner.error`"
     def state_dict(self): return {}
     def load_state_dict(self, state): "Take back what `state_dict` gave"
+    def own_state(self): return {}
+    def load_own_state(self, state): "Take back what `own_state` gave in this process"
 
 def handlers(
     callbacks, # in any order
@@ -53,6 +58,7 @@ class RunLog:
 
     def row(self, kind, step, **values):
         "Write one row and hand it to the listeners"
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in values.items()}
         row = dict(kind=kind, step=step, **values)
         if not self.main: return row
         self.rows.append(row)
@@ -81,14 +87,16 @@ class LogLosses(Callback):
 
     def after_batch(self):
         for k,v in self.learner.losses.items():
-            v = v.detach().float()
+            v = v.float()
             self.sums[k] = self.sums[k]+v if k in self.sums else v
         self.count += 1
 
     def after_step(self):
         L = self.learner
-        if L.step%L.cfg.train.log_every and L.step!=L.total_steps: return
-        means = {k: L.mean_over_processes(v/max(self.count, 1)).item() for k,v in self.sums.items()}
+        # a row without a single batch that could be read would say nothing
+        if L.step%L.cfg.train.log_every and L.step!=L.total_steps or not self.count: return
+        # one exchange between processes and one read from the device, however many losses there are
+        means = dict(zip(self.sums, (L.mean_over_processes(torch.stack(list(self.sums.values())))/self.count).tolist()))
         seconds = time.perf_counter()-self.start
         rates = {f"lr/{g['name']}": g['lr'] for g in L.optimizer.param_groups}
         norm = {} if L.grad_norm is None else dict(grad_norm=float(L.grad_norm))
@@ -96,8 +104,8 @@ class LogLosses(Callback):
                   data_wait=min((L.data_seconds-self.waited)/max(seconds, 1e-9), 1.), seconds=seconds)
         self.sums,self.count,self.start,self.waited = {}, 0, time.perf_counter(), L.data_seconds
 
-    def state_dict(self): return dict(sums=self.sums, count=self.count)
-    def load_state_dict(self, state):
+    def own_state(self): return dict(sums=self.sums, count=self.count)
+    def load_own_state(self, state):
         self.sums = {k: v.to(self.learner.device) for k,v in state['sums'].items()}
         self.count = state['count']
 
@@ -113,14 +121,14 @@ class Evaluate(Callback):
         L.metrics = L.evaluate()
         L.log.row('valid', L.step, epoch=L.epoch, **L.metrics)
         name,sign = L.metric, 1 if L.metric_mode=='max' else -1
-        if name not in L.metrics: raise CheckpointError(f"'train.metric' is '{name}', but evaluation gives {', '.join(k for k in L.metrics if '/' not in k)}")
-        if self.best is None or sign*L.metrics[name]>sign*self.best:
+        if name not in L.metrics: raise ConfigError(f"'train.metric' is '{name}', but evaluation gives {', '.join(k for k in L.metrics if '/' not in k)}")
+        if math.isfinite(L.metrics[name]) and (self.best is None or sign*L.metrics[name]>sign*self.best):
             self.best,self.best_step = L.metrics[name], L.step
             L.log.row('best', L.step, metric=name, value=self.best)
         L.event('after_evaluate')
 
-    def state_dict(self): return dict(best=self.best, best_step=self.best_step)
-    def load_state_dict(self, state): self.best,self.best_step = state['best'], state['best_step']
+    def state_dict(self): return dict(best=self.best, best_step=self.best_step, metrics=self.learner.metrics)
+    def load_state_dict(self, state): self.best,self.best_step,self.learner.metrics = state['best'], state['best_step'], state['metrics']
 
 # %% ../../nbs/train/53_callbacks.ipynb #673aa4f2
 class Averaging(Callback):
@@ -140,6 +148,14 @@ class Checkpoints(Callback):
     "Save every `save_every` epochs or steps, at a new best and at the end"
     order = 40
     saved = None
+    def before_fit(self):
+        L = self.learner
+        held = L.in_main(lambda: {int(p.name[5:]): p for p in checkpoint_folders(L.run)})
+        if L.step in held: self.saved = L.step
+        for name,step in [('best', L.callback(Evaluate).best_step), ('last', max(held, default=None))]:
+            if L.main and step in held: point(L.run, name, held[step])
+        if L.main: remove_old(L.run, L.cfg.train.keep)
+
     def after_step(self):
         L = self.learner
         if L.due(L.cfg.train.save_every) or L.callback(Evaluate).best_step==L.step: self.save()
@@ -148,31 +164,30 @@ class Checkpoints(Callback):
 
     def save(self):
         L = self.learner
-        parts = dict(model=L.system.state_dict(), state=L.state(L.from_all_processes(random_state())))
+        parts = dict(model=L.system.state_dict(), state=L.state(L.from_all_processes(L.own_state())))
         if L.cfg.train.ema: parts['ema'] = L.callback(Averaging).weights.average
-        if L.main:
-            path = save_checkpoint(L.run, L.step, parts, L.cfg.train.keep)
-            if L.callback(Evaluate).best_step==L.step: point(L.run, 'best', path)
-            point(L.run, 'last', path)
-            L.log.row('checkpoint', L.step, path=f'checkpoints/{path.name}')
+        path = L.in_main(lambda: save_checkpoint(L.run, L.step, parts, L.cfg.train.keep, best=L.callback(Evaluate).best_step==L.step))
+        L.log.row('checkpoint', L.step, path=f'checkpoints/{path.name}')
         self.saved = L.step
-        L.wait()
 
 # %% ../../nbs/train/53_callbacks.ipynb #aa032dad
 class EarlyStopping(Callback):
     "Stop after `early_stopping` evaluations in a row without a better value"
     def __init__(self): self.waited = 0
-    def after_evaluate(self):
+    def judge(self):
         L = self.learner
-        self.waited = 0 if L.callback(Evaluate).best_step==L.step else self.waited+1
         if self.waited>=L.cfg.train.early_stopping: L.stop = f'{L.metric} did not improve in {self.waited} evaluations'
+    def before_fit(self): self.judge()
+    def after_evaluate(self):
+        self.waited = 0 if self.learner.callback(Evaluate).best_step==self.learner.step else self.waited+1
+        self.judge()
     def state_dict(self): return dict(waited=self.waited)
     def load_state_dict(self, state): self.waited = state['waited']
 
 # %% ../../nbs/train/53_callbacks.ipynb #35f3a49b
 class Progress(Callback):
     "A progress bar with loss, learning rate and data wait"
-    order = 50
+    order,bar = 50, None
     def before_fit(self):
         L = self.learner
         if not L.main: return
@@ -181,7 +196,7 @@ class Progress(Callback):
         L.log.listeners.append(self.show)
 
     def after_step(self):
-        if self.learner.main: self.bar.update()
+        if self.bar is not None: self.bar.update()
 
     def show(self, row):
         if row['kind']=='train':
@@ -192,7 +207,7 @@ class Progress(Callback):
         elif row['kind']=='valid': self.learner.say(f"step {row['step']}: " + ', '.join(f'{k} {v:.4g}' for k,v in row.items() if isinstance(v, float) and k!='epoch' and '/' not in k))
 
     def after_fit(self):
-        if self.learner.main: self.bar.close()
+        if self.bar is not None: self.bar.close()
     on_error = after_fit
 
 # %% ../../nbs/train/53_callbacks.ipynb #020e17d3
@@ -201,13 +216,17 @@ class Trackers(Callback):
     order = 60
     def before_fit(self):
         L = self.learner
-        board = dict(purge_step=L.step+1) if L.step else {}
+        board = dict(purge_step=L.step+1) if (L.run/'tensorboard').is_dir() else {}
         L.accelerator.init_trackers('tensorboard', init_kwargs=dict(tensorboard=board, wandb=dict(name=L.cfg.name, dir=str(L.run))))
         if L.main: L.log.listeners.append(self.send)
 
     def send(self, row):
         if row['kind'] not in ('train', 'valid'): return
         values = {f"{row['kind']}/{k}": v for k,v in row.items() if isinstance(v, float)}
-        self.learner.accelerator.log(values, step=row['step'])
+        try: self.learner.accelerator.log(values, step=row['step'])
+        except OSError as e: raise CheckpointError(f"{self.learner.run}: trackers cannot write ({e.strerror or e}); free some space, or train without them: --train.trackers []") from None
 
-    def after_fit(self): self.learner.accelerator.end_training()
+    def after_fit(self):
+        # `end_training` would also take down the process group, which is not ours to end
+        for tracker in self.learner.accelerator.trackers: tracker.finish()
+    on_error = after_fit

@@ -8,7 +8,7 @@ __all__ = ['HealthError', 'Check', 'Health', 'GroupsCheck', 'RatesCheck', 'Gradi
            'general_checks']
 
 # %% ../../nbs/train/54_health.ipynb #60eb9365
-import json, re
+import json, math, re
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -130,28 +130,46 @@ class GradientsCheck(Check):
 
 # %% ../../nbs/train/54_health.ipynb #8b386b17
 class FiniteCheck(Check):
-    "NaN or infinity in the loss or in the gradients"
-    code,what = 'not_finite', 'losses and gradients are finite numbers'
-    def __init__(self): self.bad,self.parts = None, {}
-
-    def after_batch(self):
-        L = self.learner
-        bad = ~torch.isfinite(L.losses['loss'].detach())
-        self.bad = bad if self.bad is None else self.bad|bad
-        self.parts = L.losses
+    "NaN or infinity in the loss, the gradients, what is logged or a metric"
+    code,what = 'not_finite', 'losses, gradients and metrics are finite numbers'
+    def __init__(self): self.losses,self.norms,self.skips = [], [], 0
+    def after_batch(self): self.losses.append(self.learner.losses)
 
     def before_step(self):
-        L,n = self.learner, self.learner.step+1
-        norm = L.grad_norm
+        L = self.learner
         # the scaler of fp16 meets infinite gradients by design and skips the step
-        if norm is not None and not L.accelerator.scaler and self.bad is not None: self.bad = self.bad | ~torch.isfinite(torch.as_tensor(norm, device=self.bad.device))
-        if L.device.type!='cpu' and n%L.cfg.train.log_every and not L.due(L.cfg.train.save_every, n) and n!=L.total_steps: return
-        names,L.names = L.names, []
-        if self.bad is None or not self.bad.item(): self.bad = None; return
-        parts = {k: str(v.item()) for k,v in self.parts.items()}
-        flat = [str(n) for batch in names for n in (batch if isinstance(batch, (list, tuple)) else [batch])]
-        self.find('fault', f"loss or gradient is not finite at step {n} ({', '.join(f'{k} {v}' for k,v in parts.items())}) with samples {', '.join(flat[:8]) or 'without names'}{', …' if len(flat)>8 else ''}; "
+        if L.grad_norm is not None and not L.accelerator.scaler: self.norms.append(L.grad_norm)
+        if not L.reads(L.step+1): return
+        losses,names,found = self.losses, L.names, torch.stack([*(d['loss'].detach() for d in self.losses), *self.norms]).tolist()
+        bad = [not math.isfinite(v) for v in found]
+        self.losses,self.norms,L.names = [], [], []
+        if L.in_any(any(bad)): self.blame(losses, names, bad[:len(losses)])
+
+    def blame(self, losses, names, bad):
+        L = self.learner
+        # without a bad loss the gradient alone is: then any of the batches may have brought it
+        mine = [(b, {k: str(v.item()) for k,v in d.items()}, [str(n) for n in (ns if isinstance(ns, (list, tuple)) else [ns])]) for b,d,ns in zip(bad, losses, names)]
+        told = [t for each in L.from_all_processes(mine) for t in each]
+        guilty = [t for t in told if t[0]] or told
+        parts,flat = guilty[0][1], [n for t in guilty for n in t[2]]
+        self.find('fault', f"loss or gradient is not finite at step {L.step+1} ({', '.join(f'{k} {v}' for k,v in parts.items())}) with samples {', '.join(flat[:8]) or 'without names'}{', …' if len(flat)>8 else ''}; "
                   'look at these, lower the learning rate, or use fp32; checkpoints before this step are sound', samples=flat[:100], losses=parts)
+
+    def after_step(self):
+        L = self.learner
+        if L.accelerator.scaler:
+            self.skips = self.skips+1 if L.accelerator.optimizer_step_was_skipped else 0
+            if self.skips==20: self.find('fault', f'fp16 has skipped {self.skips} steps in a row up to step {L.step}, because the gradients overflow at every loss scale: use bf16 or fp32, or lower the learning rate', scale=float(L.accelerator.scaler.get_scale()))
+        row = L.log.last('train')
+        for k,v in row.items() if row.get('step')==L.step else ():
+            if v is None and k!='grad_norm': self.find('warning', f"'{k}' is not a finite number at step {L.step}, so it says nothing; the loss is finite", key=k, name=k)
+
+    def after_evaluate(self):
+        for k,v in self.learner.metrics.items():
+            if not math.isfinite(v): self.find('warning', f"metric '{k}' is not a finite number at step {self.learner.step}: the validation data may be too few or of one kind only", key=k, name=k)
+
+    def state_dict(self): return dict(skips=self.skips)
+    def load_state_dict(self, state): self.skips = state['skips']
 
 # %% ../../nbs/train/54_health.ipynb #ae1a0c03
 def residual(
@@ -178,7 +196,9 @@ class OscillationCheck(Check):
     def after_step(self):
         L = self.learner
         if L.step%L.cfg.train.log_every or not L.main: return
-        loss = L.log.last('train')['loss']
+        row = L.log.last('train')
+        if row.get('step')!=L.step: return
+        loss = row['loss']
         self.start,self.recent = loss if self.start is None else self.start, (self.recent+[loss])[-48:]
         if oscillates(self.recent, self.start):
             self.find('warning', f'the loss swings more and more around {np.mean(self.recent[-24:]):.3g} at step {L.step}: lower the learning rate, raise the batch or the accumulation, or clip gradients harder',
@@ -207,7 +227,9 @@ class SkippedCheck(Check):
     seen = 0
     def after_step(self):
         L = self.learner
-        if len(L.skipped)==self.seen: return
+        if L.accelerator.num_processes>1 and L.step%L.cfg.train.log_every and L.step!=L.total_steps or not L.in_any(len(L.skipped)!=self.seen): return
+        for found in L.from_all_processes(L.skipped):
+            for k,n in found.items(): L.skipped[k] = max(n, L.skipped.get(k, 0))
         self.seen = len(L.skipped)
         self.find('warning', f"{self.seen} of {len(L.train)} training samples could not be read and were left out ({list(L.skipped)[-1]}); repair or remove them", count=self.seen, samples=list(L.skipped)[:200])
     def state_dict(self): return dict(seen=self.seen)
@@ -222,6 +244,7 @@ class BaselineCheck(Check):
         for key,value in L.metrics.items():
             if not (m := re.fullmatch(r'baseline/([^/]+)/(.+)', key)) or m[1] not in L.metrics: continue
             sign = -1 if (m[1]==L.metric and L.metric_mode=='min') else 1
+            if not math.isfinite(L.metrics[m[1]]) or not math.isfinite(value): continue
             if sign*L.metrics[m[1]]>sign*value: continue
             oracle = m[2].startswith('perfect')
             self.find('note' if oracle else 'warning', f"{m[1]} is {L.metrics[m[1]]:.4g}, not better than {value:.4g} of the trivial baseline '{m[2].replace('_', ' ')}'"

@@ -102,7 +102,8 @@ def make_optimizer(
 )->torch.optim.Optimizer:
     "AdamW or SGD over named groups; raises `ConfigError` when there is nothing to train"
     if not groups or not any(g['params'] for g in groups): raise ConfigError('nothing to train: every parameter is frozen; unfreeze a part of the model')
-    groups = [dict(g, peak=g['lr']) for g in groups]
+    seen = set()
+    groups = [dict(g, peak=g['lr'], params=[p for p in g['params'] if not (id(p) in seen or seen.add(id(p)))]) for g in groups]
     if cfg.name=='sgd': return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum)
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps)
 

@@ -1,0 +1,151 @@
+"What keeps the repository in shape: layers, one notebook per module, clean stored outputs, nothing dangerous"
+import ast, json, re
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+layers = ['data', 'models', 'losses', 'metrics', 'train', 'systems', 'cli']
+modules = {'.'.join(p.relative_to(root).with_suffix('').parts): p for p in sorted((root/'vadnb').rglob('*.py')) if not p.name.startswith('_')}
+notebooks = {p.relative_to(root/'nbs').as_posix(): p for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
+each_module = pytest.mark.parametrize('name', modules)
+each_notebook = pytest.mark.parametrize('name', notebooks)
+
+def rank(module):
+    "Place of `vadnb.<part>...` in the flow of data; core, config and plots come before everything"
+    part = module.split('.')[1] if '.' in module else ''
+    if part in ('', 'core', 'config', 'plots', '_modidx'): return 0
+    return 1+layers.index(part)
+
+def imported(tree, module):
+    "Modules that `module` imports, at the top, inside functions or by name"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        if isinstance(node, ast.ImportFrom):
+            above = module.split('.')[:-node.level] if node.level else []
+            source = '.'.join(above+[node.module] if node.module else above)
+            yield source
+            # `from vadnb import plots` names a module too
+            if source=='vadnb': yield from (f'{source}.{a.name}' for a in node.names if f'{source}.{a.name}' in modules)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('import_module'):
+            arg = node.args[0]
+            first = arg.values[0] if isinstance(arg, ast.JoinedStr) else arg
+            yield str(getattr(first, 'value', '?')).rstrip('.')
+
+def wrong_ways(tree, module): return [m for m in imported(tree, module) if m.split('.')[0]=='vadnb' and rank(m)>rank(module)]
+
+@each_module
+def test_imports_point_left(name): assert wrong_ways(ast.parse(modules[name].read_text()), name)==[]
+
+def test_an_import_to_the_right_is_seen():
+    for code in ('from vadnb.train.learner import fit', 'from ..train.learner import fit', 'import vadnb.systems.fgclip', 'def f():\n    from ..cli import main',
+                 'from vadnb import cli', 'import_module(f"vadnb.systems.{name}")', 'importlib.import_module("vadnb.train.report")'):
+        assert wrong_ways(ast.parse(code), 'vadnb.models.clip'), code
+    for code in ('from ..data.video import VideoReader', 'from ..core import DataError', 'from .aggregate import unit', 'from .. import __version__', 'import torch'):
+        assert not wrong_ways(ast.parse(code), 'vadnb.models.clip'), code
+
+# tensors in, tensors out; weights and vocabulary have to come from somewhere, and only there
+outside = {'pathlib', 'os', 'io', 'json', 'csv', 'yaml', 'shutil', 'tempfile', 'gzip', 'vadnb.config'}
+may_read = {'vadnb.models.clip': {'pathlib', 'gzip'}}
+
+@pytest.mark.parametrize('name', [m for m in modules if m.split('.')[1] in ('models', 'losses', 'metrics')])
+def test_models_losses_and_metrics_know_no_files(name):
+    tree = ast.parse(modules[name].read_text())
+    assert set(imported(tree, name)) & outside <= may_read.get(name, set())
+    assert not [m for m in imported(tree, name) if m.startswith('vadnb.data')]
+    if name not in may_read: assert not [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func)=='open']
+
+dangerous = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve', 'marshal', 'requests', 'urllib', 'urllib3', 'http', 'httpx', 'aiohttp', 'socket', 'ftplib', 'huggingface_hub'}
+plain_yaml = {'safe_load', 'safe_dump', 'SafeLoader', 'YAMLError'}
+
+def dangers(tree, module=''):
+    "What could run a stranger's code or reach a network, in words"
+    found = [f'imports {m}' for m in imported(tree, module) if m.split('.')[0] in dangerous]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value)=='yaml' and node.attr not in plain_yaml: found.append(f'yaml.{node.attr}')
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 'trust_remote_code' in node.value: found.append('trust_remote_code')
+        if isinstance(node, ast.ImportFrom) and node.module=='yaml': found.append('from yaml import')
+        if not isinstance(node, ast.Call): continue
+        called,words = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
+        last = called.rsplit('.')[-1]
+        if called in ('eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen', 'breakpoint') or called.startswith(('torch.hub.', 'torch.utils.model_zoo')): found.append(called)
+        if called=='torch.load' and ast.unparse(words.get('weights_only', ast.Constant(None)))!='True': found.append('torch.load without weights_only=True')
+        if 'allow_pickle' in words and ast.unparse(words['allow_pickle'])!='False': found.append('allow_pickle')
+        if 'trust_remote_code' in words: found.append('trust_remote_code')
+        if last in ('hf_hub_download', 'snapshot_download', 'load_state_dict_from_url', 'urlopen', 'urlretrieve'): found.append(called)
+        if 'shell' in words and ast.unparse(words['shell'])!='False': found.append('shell=True')
+    return found
+
+@each_module
+def test_nothing_dangerous(name): assert dangers(ast.parse(modules[name].read_text()), name)==[]
+
+def test_dangers_are_seen():
+    for code in ('import pickle', 'from urllib.request import urlopen', 'eval(x)', 'exec(x)', 'torch.load(p)', 'torch.load(p, weights_only=False)', 'yaml.load(t)', 'yaml.unsafe_load(t)', 'yaml.Loader',
+                 'from yaml import load', 'f(trust_remote_code=True)', 'f(**{"trust_remote_code": True})', 'np.load(p, allow_pickle=True)', 'torch.hub.load(x)', 'run(x, shell=True)', 'os.system(x)', 'def f():\n    import requests'):
+        assert dangers(ast.parse(code)), code
+    for code in ('system.eval()', 'model.compile()', 're.compile(p)', 'torch.load(p, weights_only=True)', 'yaml.safe_load(t)', 'np.load(p, allow_pickle=False)', 'from .http import x'):
+        assert not dangers(ast.parse(code), 'vadnb.core'), code
+
+def cells(name): return json.loads(notebooks[name].read_text(encoding='utf-8'))['cells']
+def text(value): return ''.join(value) if isinstance(value, list) else str(value)
+def default_exp(name):
+    found = [m[1] for c in cells(name) if c['cell_type']=='code' and (m := re.search(r'^#\|\s*default_exp\s+(\S+)', text(c['source']), re.M))]
+    assert len(found)<=1
+    return found[0] if found else None
+
+def test_every_module_has_its_notebook_and_every_notebook_its_module():
+    made = {}
+    for name in notebooks:
+        if not (exp := default_exp(name)): continue
+        folder,stem = Path(name).parent.as_posix(), re.sub(r'^\d+_', '', Path(name).stem)
+        assert exp==(stem if folder=='.' else f'{folder}.{stem}'.replace('/', '.')), f'{name} exports {exp}'
+        assert exp not in made, f'{name} and {made[exp]} export {exp}'
+        made[exp] = name
+    assert {f'vadnb.{m}' for m in made}==set(modules)
+
+@each_module
+def test_a_module_says_which_notebook_to_edit(name):
+    notebook = next(n for n in notebooks if f'vadnb.{default_exp(n)}'==name)
+    assert f'nbs/{notebook}' in modules[name].read_text()[:400]
+
+def outputs(name):
+    "(cell id, text) of what is stored below the cells; pictures are not text"
+    for c in cells(name):
+        for o in c.get('outputs', []):
+            yield c['id'], text(o.get('text', ''))
+            yield from ((c['id'], text(v)) for kind,v in o.get('data', {}).items() if kind.startswith('text/') or kind in ('image/svg+xml', 'application/json'))
+
+@each_notebook
+def test_notebook_is_clean(name):
+    assert notebooks[name].stat().st_size<=400_000
+    ids = [c['id'] for c in cells(name)]
+    assert len(ids)==len(set(ids))
+    for c in cells(name):
+        assert not [o for o in c.get('outputs', []) if o['output_type']=='error'], c['id']
+        lines = text(c['source']).splitlines()
+        if c['cell_type']=='code' and re.search(r'^#\|\s*exporti?\b', text(c['source']), re.M): assert len(lines)<=60, f"cell {c['id']} exports {len(lines)} lines"
+    for i,said in outputs(name):
+        assert not re.search(r'\d%\||\bit/s\]|\bs/it\]|\r|Traceback \(most recent', said), f'cell {i} stores a progress bar or a traceback'
+        assert not re.search(r'\b0x[0-9a-f]{8,}\b', said), f'cell {i} stores a memory address, another one each time'
+
+# folders of one machine, and where packages came from on it
+machine = re.compile(r'(?<![\w.:/-])/(?:work|root|home|tmp|Users)(?:/|\b)')
+hosts = {'github.com', 'arxiv.org', 'vadnb.github.io', 'matplotlib.org', 'www.w3.org', 'purl.org', 'creativecommons.org', 'evil.example', 'localhost'}
+
+def leaks(said):
+    return machine.findall(said) + [h for h in re.findall(r'https?://([\w.-]+)', said) if h not in hosts] + re.findall(r'index[-_]url|(?:pypi|artifactory|nexus|conda)\.[\w.-]*\w/|/simple/', said)
+
+def test_leaks_are_seen():
+    for said in ('/work/x', 'in /tmp/a.mp4', "'/root'", '/home/me', 'https://pypi.example.org/simple', '--index-url x', 'http://10.0.0.1:8080/'): assert leaks(said), said
+    for said in ('a/work/b', 'framework/home', 'https://github.com/a/b', 'runs/tmp', '../shared', 'and/or'): assert not leaks(said), said
+
+@each_notebook
+def test_notebook_names_no_machine(name):
+    for c in cells(name): assert not leaks(text(c['source'])), c['id']
+    for i,said in outputs(name): assert not leaks(said), i
+
+def test_sources_name_no_machine():
+    files = [p for part in ('vadnb', 'tools', 'bench', 'tests', '.github', '.ci') for p in (root/part).rglob('*') if p.is_file() and p.suffix in ('.py', '.yaml', '.yml', '.json', '')]
+    files += [p for p in root.iterdir() if p.is_file() and p.suffix in ('.py', '.ini', '.md', '.toml', '') and p.name not in ('.git', 'LICENSE')]
+    assert len(files)>40
+    for p in files:
+        if p!=Path(__file__).resolve(): assert not leaks(p.read_text(encoding='utf-8')), p.relative_to(root)

@@ -1,0 +1,122 @@
+"A small system that holds everything a resumed run has to restore, and ways to train it, in processes that may be killed"
+import multiprocessing, random
+from dataclasses import dataclass, field
+from pathlib import Path
+import accelerate
+import numpy as np
+import torch
+from torch import nn
+from vadnb.core import DataError, read_jsonl
+from vadnb.train.callbacks import Callback
+from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, read_part, split_tree
+from vadnb.train.learner import Learner, RunConfig, System, TrainConfig, fit
+from vadnb.train.optim import OptimConfig, split_decay
+
+# a clean server process that has imported everything: its children start in milliseconds and share no threads with the tests
+processes = multiprocessing.get_context('forkserver')
+processes.set_forkserver_preload(['accelerate', 'torch._inductor', 'vadnb.train.health', 'vadnb.systems.fgclip'])
+
+class Points:
+    "A function of four numbers, observed with noise that depends on seed, epoch and index alone"
+    def __init__(self, n, bad=()): self.n,self.bad,self.x = n,set(bad),np.random.default_rng(n).standard_normal((n, 4)).astype(np.float32)
+    def __len__(self): return self.n
+    def __getitem__(self, i):
+        if i in self.bad: raise DataError(f'point{i}.mp4: damaged')
+        return dict(x=torch.from_numpy(self.x[i]), y=torch.tensor(float(self.x[i].sum())), name=f'point {i}')
+    def draw(self, i, rng):
+        item = self[i]
+        return item | dict(x=item['x']+torch.from_numpy(.1*rng.standard_normal(4).astype(np.float32)))
+
+@dataclass(kw_only=True)
+class ToyConfig(RunConfig):
+    system:str = 'toy' # which system this configures
+    points:int = 23 # training samples
+    bad:list[int] = field(default_factory=list) # samples that cannot be read
+    noisy:bool = True # dropout, batch statistics, and a draw from every global generator
+    ballast:int = 0 # numbers that only make checkpoints large
+    script:list[float] = field(default_factory=list) # what evaluation gives, one value per epoch; empty: the error
+    def build(self): return Toy(self)
+
+class Toy(System):
+    metric,metric_mode = 'error', 'min'
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.net = nn.Sequential(nn.Linear(4, 8), *([nn.BatchNorm1d(8)] if cfg.noisy else []), nn.Tanh(), nn.Dropout(.2 if cfg.noisy else 0.), nn.Linear(8, 1))
+        self.ballast = nn.Parameter(torch.randn(cfg.ballast)) if cfg.ballast else None
+    def loss(self, batch):
+        error = (self.net(batch['x'])[:,0]-batch['y'])**2
+        if self.training and self.cfg.noisy: error = error*(1+.1*random.random())*(1+.1*float(np.random.rand()))
+        return dict(loss=error.mean()+(1e-3*self.ballast.square().mean() if self.ballast is not None else 0.), worst=error.max())
+    def param_groups(self): return split_decay('net', self.parameters(), self.cfg.optim.lr, self.cfg.optim.weight_decay)
+    def datasets(self): return Points(self.cfg.points, self.cfg.bad), Points(7)
+    def collate(self, items): return {k: torch.stack([x[k] for x in items]) for k in ('x', 'y')} | dict(name=[x['name'] for x in items])
+    def evaluate(self, loader):
+        torch.rand(3); random.random(); np.random.rand()       # training must not notice
+        losses = [self.loss(b)['loss'].item() for b in loader]
+        if not self.cfg.script: return dict(error=float(np.mean(losses)))
+        self.calls = getattr(self, 'calls', 0)+1
+        return dict(error=self.cfg.script[self.calls-1])
+
+TRAIN = dict(batch_size=4, accumulate=2, epochs=4, workers=0, ema=.9, log_every=1, keep=2, trackers=[], progress=False, device='cpu')
+
+def config(folder, name, optim=None, points=23, bad=(), noisy=True, ballast=0, script=(), **train):
+    return ToyConfig(name=name, runs=str(folder), points=points, bad=list(bad), noisy=noisy, ballast=ballast, script=list(script),
+                     optim=OptimConfig(**(dict(lr=.01, warmup=2) | (optim or {}))), train=TrainConfig(**(TRAIN | train)))
+
+class StopAt(Callback):
+    "Ask for a stop after a step, as a signal does"
+    def __init__(self, step): self.at = step
+    def after_step(self):
+        if self.learner.step==self.at: self.learner.stop = 'asked to'
+
+class FailAt(Callback):
+    "Die after a step, with everything of it logged and saved"
+    order = 99
+    def __init__(self, step): self.at = step
+    def after_step(self):
+        if self.learner.step==self.at: raise RuntimeError('power cut')
+
+def curve(run):
+    "What a run logged, without the clock"
+    return [{k: v for k,v in r.items() if k not in ('seconds', 'data_wait')} for r in read_jsonl(Path(run)/'log.jsonl') if r['kind'] in ('train', 'valid', 'best')]
+
+def rows(run, kind): return [r for r in read_jsonl(Path(run)/'log.jsonl') if r['kind']==kind]
+
+def contents(folder):
+    "Everything in a checkpoint: (JSON values, tensors by name)"
+    values,tensors = {}, {}
+    for name in sorted(p.stem for p in Path(folder).glob('*.safetensors')):
+        skeleton,found = split_tree(read_part(folder, name))
+        values[name] = skeleton
+        tensors |= {f'{name}.{k}': v for k,v in found.items()}
+    return values, tensors
+
+def differences(a, b):
+    "What is not the same, to the last bit, in two checkpoints; [] when all is"
+    (values,tensors),(others,more) = contents(find_checkpoint(a)), contents(find_checkpoint(b))
+    for v in (values, others): v['state'] = {k: {n: c for n,c in x.items() if n not in ('StopAt', 'FailAt')} if k=='callbacks' else x for k,x in v['state'].items()}
+    return [k for k in values.keys()|others.keys() if values.get(k)!=others.get(k)] + [k for k in tensors.keys()|more.keys() if k not in tensors or k not in more or not torch.equal(tensors[k], more[k])]
+
+def whole(run):
+    "Check that every checkpoint that can be found can be read, and every link leads to one; returns their number"
+    found = checkpoint_folders(run)
+    for p in found: contents(p)
+    for name in ('best', 'last'):
+        if (Path(run)/name).is_symlink(): contents(find_checkpoint(run, 'best') if name=='best' else (Path(run)/name).resolve())
+    return len(found)
+
+def as_a_program():
+    "What a process of its own would have: one thread, and loading processes that are forked"
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method('fork', force=True)
+
+def train(*words, **named):
+    "For another process: train the toy"
+    as_a_program()
+    fit(config(*words, **named))
+
+if __name__=='__main__':
+    import json, sys
+    *words,named = json.loads(sys.argv[1])
+    train(*words, **named)
