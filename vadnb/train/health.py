@@ -148,7 +148,8 @@ class FiniteCheck(Check):
     def blame(self, losses, names, bad):
         L = self.learner
         # without a bad loss the gradient alone is: then any of the batches may have brought it
-        mine = [(b, {k: str(v.item()) for k,v in d.items()}, [str(n) for n in (ns if isinstance(ns, (list, tuple)) else [ns])]) for b,d,ns in zip(bad, losses, names)]
+        listed = lambda names: [str(n) for n in (names if isinstance(names, (list, tuple)) else [names])]
+        mine = [(b, {k: str(v.item()) for k,v in d.items()}, listed(ns)) for b,d,ns in zip(bad, losses, names)]
         told = [t for each in L.from_all_processes(mine) for t in each]
         guilty = [t for t in told if t[0]] or told
         parts,flat = guilty[0][1], [n for t in guilty for n in t[2]]
@@ -159,7 +160,8 @@ class FiniteCheck(Check):
         L = self.learner
         if L.accelerator.scaler:
             self.skips = self.skips+1 if L.accelerator.optimizer_step_was_skipped else 0
-            if self.skips==20: self.find('fault', f'fp16 has skipped {self.skips} steps in a row up to step {L.step}, because the gradients overflow at every loss scale: use bf16 or fp32, or lower the learning rate', scale=float(L.accelerator.scaler.get_scale()))
+            if self.skips==20: self.find('fault', f'fp16 has skipped {self.skips} steps in a row up to step {L.step}, because the gradients overflow at every loss scale: use bf16 or fp32, or lower the learning rate',
+                                         scale=float(L.accelerator.scaler.get_scale()))
         row = L.log.last('train')
         for k,v in row.items() if row.get('step')==L.step else ():
             if v is None and k!='grad_norm': self.find('warning', f"'{k}' is not a finite number at step {L.step}, so it says nothing; the loss is finite", key=k, name=k)

@@ -403,6 +403,7 @@ def in_main(self:Learner, f):
     if error: raise error
     return found
 
+# %% ../../nbs/train/50_learner.ipynb #6eeda6fe
 @patch
 def in_any(self:Learner, flag):
     "Whether a flag is set in any process"
@@ -477,6 +478,7 @@ def state(self:Learner, own):
                 optimizer=optimizer_state(self.system, self.optimizer.optimizer), scaler=scaler.state_dict() if scaler else None,
                 callbacks={type(c).__name__: c.state_dict() for c in self.callbacks}, processes=own)
 
+# %% ../../nbs/train/50_learner.ipynb #1eb45e4c
 @patch
 def restore(self:Learner, folder, anew=()):
     "Continue from a checkpoint folder, callbacks named in `anew` excepted; returns what is different from the run that wrote it"
