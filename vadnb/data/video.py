@@ -119,7 +119,8 @@ def write_video(
     import av
     path,rate = Path(path),Fraction(fps).limit_denominator(1001)
     if rate<=0: raise VideoError(f'{path}: fps must be positive, got {fps}')
-    opts = {**({} if crf is None else {'crf': str(crf)}), **{k: str(v) for k,v in (options or {}).items()}}
+    # x264's macroblock tree reads memory that nobody wrote when a picture is small, so the same frames would give other bytes each time
+    opts = {**({'mbtree': '0'} if codec=='libx264' else {}), **({} if crf is None else {'crf': str(crf)}), **{k: str(v) for k,v in (options or {}).items()}}
     if crf is not None and codec.startswith('libvpx'): opts.setdefault('b', '0') # else libvpx treats crf as a mere bound
     frames = _checked_frames(frames, path, 2 if '420' in pix_fmt else 1)
     first = next(frames)
