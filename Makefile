@@ -22,7 +22,7 @@ demo: $(READY)
 test: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/check.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 1500 $(BIN)/nbdev_test --timing
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 bench: $(READY)
 	$(BIN)/python -m bench

@@ -1,5 +1,5 @@
 "Where the fixtures outside the repository are found, and a clean folder for every run"
-import os
+import os, socket
 from pathlib import Path
 import pytest
 
@@ -11,3 +11,15 @@ def shared():
     path = Path(os.environ.get('VADNB_SHARED') or root.parent/'shared')
     if not (path/'golden').is_dir(): pytest.skip(f'no shared fixtures at {path}; set VADNB_SHARED')
     return path
+
+@pytest.fixture(scope='module')
+def two_processes(tmp_path_factory):
+    "Runs `worker(rank, port, folder)` in two forked processes, each of which saves `<rank>.pt`; gives back what they saved"
+    import torch
+    def run(worker):
+        folder = tmp_path_factory.mktemp('ranks')
+        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+        # forked, so that the imports of this process are paid once
+        torch.multiprocessing.start_processes(worker, (port, str(folder)), nprocs=2, start_method='fork')
+        return [torch.load(folder/f'{rank}.pt', weights_only=True) for rank in (0, 1)]
+    return run

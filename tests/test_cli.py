@@ -1,5 +1,5 @@
 "The program: what it does with good input on a tiny world, and the one line it says about every bad one"
-import contextlib, errno, io, json, os, re, resource, shlex, shutil, signal, subprocess, sys, warnings
+import contextlib, errno, io, json, multiprocessing, os, re, resource, shlex, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch, yaml
 from vadnb.cli import COMMANDS, main
@@ -338,7 +338,10 @@ def test_unreadable_videos(world, train, run, damaged):
 def test_an_unreadable_video_in_a_loading_process(world, train, damaged):
     for key in ('train_json', 'valid_json'):
         line = refuse(*train, f'--data.{key}', 'with_text.json', '--train.batch_size', '8', '--train.workers', '1')
+        left = multiprocessing.active_children()
+        for p in left: p.kill()
         assert line.startswith(f'vadnb: error: {world}/text.mp4: ') and 'worker' not in line
+        assert left==[]         # the program would wait for them without end when it leaves
 
 def test_skipping_is_counted_and_listed(world, runs, train, damaged):
     code,out,err = vadnb(*train, '--data.train_json', 'with_text.json', '--train.on_bad_sample', 'skip', '--train.steps', '4', '--data.valid_json', 'null')

@@ -1,5 +1,5 @@
 "The background term of two gloo processes is the one of a single process, whatever rows each of them holds"
-import os, socket
+import os
 import pytest
 import torch
 import torch.distributed as dist
@@ -39,11 +39,7 @@ def worker(rank, port, out):
     dist.destroy_process_group()
 
 @pytest.fixture(scope='module')
-def two(tmp_path_factory):
-    out = tmp_path_factory.mktemp('ranks')
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(out)), nprocs=2)
-    return [torch.load(out/f'{rank}.pt', weights_only=True) for rank in (0, 1)]
+def two(two_processes): return two_processes(worker)
 
 @pytest.mark.parametrize('case', range(len(SPLITS)))
 def test_background_of_two_processes(two, case):

@@ -274,7 +274,7 @@ def demo(
     from vadnb.data.synth import street_world
     from vadnb.train.learner import fit
     from vadnb.train.report import write_report
-    world = street_world(place, progress=lambda x: tqdm(x, desc='making videos', unit='video', file=sys.stderr))
+    world = street_world(place, progress=lambda x: tqdm(x, desc='making videos', unit='video', file=sys.stderr, disable=not sys.stderr.isatty()))
     print(f"world: {world.root} ({', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))} videos)", flush=True)
     if finished(Path(folder)/name) and not config_changes(read_yaml(Path(folder)/name/'config.yaml'), dataclasses.asdict(cfg)): print(f'{Path(folder)/name} is finished already; looking at it again')
     else: fit(cfg)
