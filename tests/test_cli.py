@@ -97,7 +97,7 @@ def test_predict(world, run, tmp_path):
 def test_predict_on_a_folder_of_frames_asks_for_their_rate(run, tmp_path):
     from PIL import Image
     for i in range(9): Image.new('RGB', (64, 48), (i*20, 90, 90)).save(tmp_path/f'{i:03d}.png')
-    assert f'{tmp_path}: has no frame rate' in refuse('predict', tmp_path, '--run', run, '--out', tmp_path/'out')
+    assert 'a folder of pictures has no frame rate; give --score.folder_fps' in refuse('predict', tmp_path, '--run', run, '--out', tmp_path/'out')
     assert not (tmp_path/'out').exists()
 
 def test_report(run, tmp_path):

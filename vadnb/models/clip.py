@@ -78,7 +78,7 @@ class ClipTokenizer:
         for text,row in zip(texts, rows):
             if len(row)<=self.max_length: continue
             if self.overflow=='raise':
-                raise DataError(f"caption '{text[:40]}...' has {len(row)} tokens, {self.max_length} fit; shorten it or set overflow: cut")
+                raise DataError(f"caption '{text[:40]}...' has {len(row)} tokens, {self.max_length} fit; shorten it, or set model.long_captions to cut (overflow='cut' of the tokenizer)")
             self.cut[text] = len(row)
         rows = [r if len(r)<=self.max_length else r[:self.max_length-1]+[self.eos] for r in rows]
         return tensor_of([r+[self.eos]*(self.max_length-len(r)) for r in rows], self.max_length)

@@ -100,6 +100,7 @@ class ScoreConfig:
     prompts:dict[str, list[str]] = field(default_factory=default_prompts) # texts per class; the class 'normal' is needed
     stride:int = 8 # prediction looks at every n-th frame and repeats scores in between
     chunk:int = 64 # frames in memory at once
+    folder_fps:float|None = None # frames per second of a folder of pictures, which does not say
     threshold:float = 0.5 # a frame above it belongs to a reported segment
 
 # %% ../../nbs/systems/60_fgclip.ipynb #eaa3dde3
@@ -120,7 +121,7 @@ class Config(RunConfig):
         for ok,key,says in [(len(d.size)==2 and min(d.size)>0, 'data.size', 'a height and a width'), (d.frames>0, 'data.frames', '1 or more'),
                             (d.valid_frames is None or d.valid_frames>0, 'data.valid_frames', '1 or more, or null'),
                             *((getattr(self.loss, k)>=0, f'loss.{k}', '0 or more') for k in ('global_weight', 'region_weight', 'background_weight')), (s.stride>0, 'score.stride', '1 or more'),
-                            (s.chunk>0, 'score.chunk', '1 or more'), ('normal' in s.prompts and len(s.prompts)>1, 'score.prompts', "a mapping with the class 'normal' and at least one other"),
+                            (s.chunk>0, 'score.chunk', '1 or more'), (s.folder_fps is None or s.folder_fps>0, 'score.folder_fps', 'above 0, or null'), ('normal' in s.prompts and len(s.prompts)>1, 'score.prompts', "a mapping with the class 'normal' and at least one other"),
                             (all(s.prompts.values()), 'score.prompts', 'at least one text per class')]:
             if not ok: raise ConfigError(f"'{key}' must be {says}")
         if m.pretrained and not m.weights: raise ConfigError("'model.pretrained' is true but 'model.weights' names no folder; give --model.weights FOLDER with a CLIP in Hugging Face layout, or --model.pretrained false to start from random weights")
@@ -132,6 +133,7 @@ class Config(RunConfig):
 class FGCLIP(System):
     "CLIP on clips and regions; `loss` trains it, `score_frames` uses it"
     metric,metric_mode = 'frame_auc', 'max'
+    metrics = ('frame_auc', 'frame_ap', 'anomalous_auc', 'false_alarm_rate')
     def __init__(self, cfg:Config):
         super().__init__()
         self.cfg,m = cfg,cfg.model
@@ -325,7 +327,9 @@ class Prediction:
 @torch.no_grad()
 def predict(self:FGCLIP, path):
     "Score every frame of one video or folder of frames"
-    reader,s = VideoReader(path), self.cfg.score
+    s = self.cfg.score
+    reader = VideoReader(path, fps=s.folder_fps) if Path(path).is_dir() else VideoReader(path)
+    if Path(path).is_dir() and s.folder_fps is None: raise ConfigError(f'{path}: a folder of pictures has no frame rate; give --score.folder_fps')
     index = uniform_indices(len(reader), -(-len(reader)//s.stride))
     prompts = self.prompt_features()
     parts = [self.score_frames(read_frames(reader, index[i:i+s.chunk], self.cfg.data.size), prompts).float().cpu().numpy() for i in range(0, len(index), s.chunk)]
