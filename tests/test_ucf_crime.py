@@ -111,3 +111,17 @@ def test_no_path_leaves_the_data_root(tmp_path, path):
 def test_a_region_round_trips_through_json(sample):
     for item in json.loads(sample.read_text()):
         for r in item['bbox_info']: assert Track.from_region(json.loads(json.dumps(Track.from_region(r).to_region()))).to_region()==r
+
+def test_fingerprint_sees_an_edited_caption(tmp_path):
+    "A resumed run is told when its annotation is not the one it was started with"
+    import json
+    from vadnb.data.synth import street_world
+    world = street_world(tmp_path/'world', videos=2, valid_videos=0, test_videos=0, frames=(32, 36))
+    ids = lambda texts: torch.zeros(len(texts), 4, dtype=torch.long)
+    clips = lambda **kw: RegionClips(world.train, world.root, 4, (48, 64), ids, **kw)
+    before = clips().fingerprint()
+    assert clips().fingerprint()==before!=clips(sampling='event').fingerprint()
+    items = json.loads(world.train.read_text())
+    items[0]['global_caption'] += ' at noon'
+    world.train.write_text(json.dumps(items))
+    assert clips().fingerprint()!=before

@@ -8,7 +8,7 @@ __all__ = ['VIDEO_SUFFIXES', 'TEMPLATES', 'SAMPLINGS', 'video_name', 'video_clas
            'check_length', 'read_frames', 'RegionClips', 'collate', 'write_skeleton']
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #398d48bd
-import re, warnings
+import hashlib, json, re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -308,7 +308,13 @@ def _sample(self, i, rng):
         region_box=boxes, region_mask=mask, region_fallback=stand_in,
         region_text=torch.stack([self.ids[t.caption] for t in clip.tracks]) if clip.tracks else text.new_zeros(0, len(text)))
 
-RegionClips.draw,RegionClips._choose_frames,RegionClips._sample = _draw,_choose_frames,_sample
+def _fingerprint(self)->str: # hexadecimal
+    "Tells data sets apart by their annotation, their sampling and the size of each video"
+    what = [(c.name, c.path, c.caption, [t.to_region() for t in c.tracks], p.stat().st_size if p.is_file() else len(list(p.iterdir()))) for c,p in zip(self.clips, self.paths)]
+    how = [self.frames, list(self.size), self.sampling, self.event_share, self.flip]
+    return hashlib.sha256(json.dumps([what, how], sort_keys=True).encode()).hexdigest()[:16]
+
+RegionClips.draw,RegionClips._choose_frames,RegionClips._sample,RegionClips.fingerprint = _draw,_choose_frames,_sample,_fingerprint
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #18fe3cc6
 def collate(

@@ -8,7 +8,7 @@ __all__ = ['DataConfig', 'ModelConfig', 'LossConfig', 'RateConfig', 'default_pro
            'NormalsCheck']
 
 # %% ../../nbs/systems/60_fgclip.ipynb #bb6b1044
-import contextlib, csv, io, math
+import csv, io, math
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
@@ -25,13 +25,13 @@ from ..data.sampling import uniform_indices
 from ..data.ucf_crime import RegionClips
 from ..data.ucf_crime import check_length
 from ..data.ucf_crime import collate
+from ..data.ucf_crime import frame_truth
 from ..data.ucf_crime import read_frames
 from ..data.video import VideoReader
 from ..losses.contrastive import gather_rows
 from ..losses.contrastive import info_nce
 from ..losses.contrastive import mean_over_ranks
 from ..losses.contrastive import n_candidates
-from ..losses.contrastive import retrieval_at_1
 from ..losses.contrastive import same_key
 from ..metrics.video_anomaly import frame_metrics
 from ..metrics.video_anomaly import trivial_baselines
@@ -101,7 +101,7 @@ class ScoreConfig:
     stride:int = 8 # prediction looks at every n-th frame and repeats scores in between
     chunk:int = 64 # frames in memory at once
     folder_fps:float|None = None # frames per second of a folder of pictures, which does not say
-    threshold:float = 0.5 # a frame above it belongs to a reported segment
+    threshold:float = 0.5 # a frame at or above it is reported, and counts as a false alarm in a normal video
 
 # %% ../../nbs/systems/60_fgclip.ipynb #eaa3dde3
 @dataclass(kw_only=True)
@@ -121,7 +121,9 @@ class Config(RunConfig):
         for ok,key,says in [(len(d.size)==2 and min(d.size)>0, 'data.size', 'a height and a width'), (d.frames>0, 'data.frames', '1 or more'),
                             (d.valid_frames is None or d.valid_frames>0, 'data.valid_frames', '1 or more, or null'),
                             *((getattr(self.loss, k)>=0, f'loss.{k}', '0 or more') for k in ('global_weight', 'region_weight', 'background_weight')), (s.stride>0, 'score.stride', '1 or more'),
-                            (s.chunk>0, 'score.chunk', '1 or more'), (s.folder_fps is None or s.folder_fps>0, 'score.folder_fps', 'above 0, or null'), ('normal' in s.prompts and len(s.prompts)>1, 'score.prompts', "a mapping with the class 'normal' and at least one other"),
+                            (s.chunk>0, 'score.chunk', '1 or more'), *((getattr(self.rates, k)>=0, f'rates.{k}', '0 or more') for k in ('text', 'vision', 'projections', 'scales')),
+                            (self.loss.global_weight+self.loss.region_weight+self.loss.background_weight>0, 'loss.global_weight', 'above 0, or another loss weight must be'),
+                            (0<=d.flip<=1, 'data.flip', 'between 0 and 1'), (0<d.event_share<=1, 'data.event_share', 'above 0 and at most 1'), (0<s.threshold<1, 'score.threshold', 'between 0 and 1'), (s.folder_fps is None or s.folder_fps>0, 'score.folder_fps', 'above 0, or null'), ('normal' in s.prompts and len(s.prompts)>1, 'score.prompts', "a mapping with the class 'normal' and at least one other"),
                             (all(s.prompts.values()), 'score.prompts', 'at least one text per class')]:
             if not ok: raise ConfigError(f"'{key}' must be {says}")
         if m.pretrained and not m.weights: raise ConfigError("'model.pretrained' is true but 'model.weights' names no folder; give --model.weights FOLDER with a CLIP in Hugging Face layout, or --model.pretrained false to start from random weights")
@@ -163,6 +165,8 @@ def datasets(self:FGCLIP):
     d = self.cfg.data
     def clips(name, frames): return RegionClips(Path(self.cfg.data_root)/name, self.cfg.data_root, frames, d.size, self.tokenize, d.sampling, d.event_share, d.flip)
     train,valid = clips(d.train_json, d.frames), clips(d.valid_json, d.valid_frames or d.frames) if d.valid_json else None
+    if valid and not any(c.tracks for c in valid.clips):
+        raise DataError(f"{Path(self.cfg.data_root)/d.valid_json}: no video has a region in bbox_info, so there is nothing to rank; add abnormal videos")
     self.truth = {c.name: [(t.start_frame, t.end_frame+1) for t in c.tracks] for c in valid.clips} if valid else {}
     return train, valid
 
@@ -279,10 +283,8 @@ def evaluate(self:FGCLIP, loader):
         for name,frames,index,n in zip(batch['name'], batch['frames'], batch['frame_index'], batch['n_frames']):
             p = torch.cat([self.score_frames(f, prompts) for f in frames.split(self.cfg.score.chunk)])
             scores[name],lengths[name] = spread(1-p[:,normal].cpu().numpy(), index.cpu().numpy(), int(n)), int(n)
-    truth = {k: np.zeros(n, bool) for k,n in lengths.items()}
-    for k,spans in self.truth.items():
-        for start,end in spans: truth[k][start:end] = True
-    return frame_metrics(scores, truth) | trivial_baselines(truth, self.cfg.seed)
+    truth = {k: frame_truth(self.truth[k], n, k) for k,n in lengths.items()}
+    return frame_metrics(scores, truth, self.cfg.score.threshold) | trivial_baselines(truth, self.cfg.seed)
 
 # %% ../../nbs/systems/60_fgclip.ipynb #dbc1456e
 @dataclass

@@ -81,7 +81,7 @@ def optimizer_state(
 )->dict: # {'state': {name: {...}}, 'groups': [...]}
     "Moments by parameter name, and the numbers of each group"
     names = {id(p): n for n,p in module.named_parameters()}
-    return dict(state={names[id(p)]: dict(optimizer.state[p]) for g in optimizer.param_groups for p in g['params'] if p in optimizer.state},
+    return dict(name=type(optimizer).__name__, state={names[id(p)]: dict(optimizer.state[p]) for g in optimizer.param_groups for p in g['params'] if p in optimizer.state},
                 groups=[dict({k: list(v) if isinstance(v, tuple) else v for k,v in g.items() if k!='params'}, members=[names[id(p)] for p in g['params']])
                         for g in optimizer.param_groups])
 
@@ -91,6 +91,7 @@ def load_optimizer_state(
     state:dict, # from `optimizer_state`
 ):
     "Restore moments by name; groups keep the rates and decays of the present configuration"
+    if state['name']!=type(optimizer).__name__: raise CheckpointError(f"the checkpoint holds the state of {state['name']}, the configuration asks for {type(optimizer).__name__}; set 'optim.name' back, or start a run of another --name")
     names = {id(p): n for n,p in module.named_parameters()}
     params = [p for g in optimizer.param_groups for p in g['params']]
     unknown = set(state['state'])-{names[id(p)] for p in params}

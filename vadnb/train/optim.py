@@ -36,7 +36,7 @@ class OptimConfig:
     def __post_init__(self):
         for ok,key,says in [(self.lr>=0, 'lr', '0 or more'), (self.weight_decay>=0, 'weight_decay', '0 or more'), (self.warmup>=0, 'warmup', '0 or more'),
                             (0<=self.floor<=1, 'floor', 'between 0 and 1'), (self.step_epochs>=1, 'step_epochs', '1 or more'),
-                            (self.clip is None or self.clip>0, 'clip', 'above 0, or null'), (len(self.betas)==2 and all(0<=b<1 for b in self.betas), 'betas', 'two numbers in [0, 1)'),
+                            (self.clip is None or self.clip>0, 'clip', 'above 0, or null'), (self.eps>0, 'eps', 'above 0'), (0<=self.momentum<1, 'momentum', 'in [0, 1)'), (self.gamma>0, 'gamma', 'above 0'), (len(self.betas)==2 and all(0<=b<1 for b in self.betas), 'betas', 'two numbers in [0, 1)'),
                             (self.milestones==sorted(set(self.milestones)) and all(m>0 for m in self.milestones), 'milestones', 'rising epochs above 0'),
                             (self.schedule!='multistep' or self.milestones, 'milestones', 'set when schedule is multistep')]:
             if not ok: raise ConfigError(f"'optim.{key}' must be {says}, found {getattr(self, key)!r}")
@@ -102,6 +102,8 @@ def make_optimizer(
 )->torch.optim.Optimizer:
     "AdamW or SGD over named groups; raises `ConfigError` when there is nothing to train"
     if not groups or not any(g['params'] for g in groups): raise ConfigError('nothing to train: every parameter is frozen; unfreeze a part of the model')
+    for g in groups:
+        if g['lr']<0: raise ConfigError(f"group '{g['name']}' has a learning rate of {g['lr']:g}; rates must be 0 or more")
     seen = set()
     groups = [dict(g, peak=g['lr'], params=[p for p in g['params'] if not (id(p) in seen or seen.add(id(p)))]) for g in groups]
     if cfg.name=='sgd': return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum)
@@ -136,6 +138,11 @@ class AveragedWeights:
     @torch.no_grad()
     def swap(self):
         "Exchange the module's state and the average; call again to undo"
+        seen = {}
         for k,v in self.module.state_dict().items():
+            # tied weights are one memory under several names: exchanged once, or the second exchange would undo the first
+            place = v.data_ptr(), v.shape, v.stride()
+            if v.numel() and place in seen: self.average[k].copy_(self.average[seen[place]]); continue
+            seen[place] = k
             held = v.clone()
             v.copy_(self.average[k]); self.average[k].copy_(held)
