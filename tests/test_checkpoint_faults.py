@@ -79,7 +79,7 @@ def test_killed_at_random_moments(tmp_path):
     for _ in range(12):
         child = processes.Process(target=train, args=(tmp_path, 'run'), kwargs=FAT)
         child.start()
-        child.join(float(rng.uniform(.05, .3+usual/4)))
+        child.join(float(rng.uniform(.05, .05+usual/5)))
         child.kill(); child.join()
         kills += child.exitcode==-signal.SIGKILL
         if (tmp_path/'run').exists(): whole(tmp_path/'run')

@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'DISK', 'command', 'parameter_comments', 'parameter_types
            'print_config', 'run', 'complain', 'close_output', 'main']
 
 # %% ../nbs/70_cli.ipynb #f12712a2
-import contextlib, dataclasses, errno, inspect, os, re, sys, time, typing, warnings
+import dataclasses, errno, inspect, os, re, sys, time, typing, warnings
 from pathlib import Path
 from .config import config_changes
 from .config import find_config
@@ -96,18 +96,10 @@ def train(
     from vadnb.systems.registry import load_config
     cfg = load_config(needed('config', config), overrides, 'vadnb train')
     quiet()
-    from vadnb.core import set_seed
-    from vadnb.train.learner import Learner
-    from vadnb.train.report import write_report
-    set_seed(cfg.seed)
-    learner = Learner(cfg, cfg.build())
-    try: learner.fit()
-    except VadnbError:
-        # a run that failed is the one whose report is wanted most; one that was refused at the door left no row
-        if getattr(learner, 'main', False) and learner.log.rows:
-            with contextlib.suppress(VadnbError): print(f'report: {write_report(learner.run)}', file=sys.stderr)
-        raise
+    from vadnb.train.learner import fit
+    learner = fit(cfg)
     if not learner.main: return
+    from vadnb.train.report import write_report
     report = write_report(learner.run)
     print(f"{learner.log.last('end')['status']} at step {learner.step} of {learner.total_steps}: {learner.run}")
     print_metrics(learner.metrics)
