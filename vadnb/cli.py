@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'DISK', 'command', 'parameter_comments', 'parameter_types', 'command_parser', 'part_words', 'train',
            'needed', 'quiet', 'metric_rows', 'print_metrics', 'eval_', 'predict', 'verify', 'lr_find', 'report',
-           'convert', 'demo', 'finished', 'metrics_of', 'usage', 'takes_overrides', 'configuration_of', 'show_help',
+           'convert', 'demo', 'ended', 'metrics_of', 'usage', 'takes_overrides', 'configuration_of', 'show_help',
            'print_config', 'run', 'complain', 'close_output', 'main']
 
 # %% ../nbs/70_cli.ipynb #f12712a2
-import dataclasses, errno, inspect, os, re, sys, time, typing, warnings
+import contextlib, dataclasses, errno, inspect, os, re, sys, time, typing, warnings
 from pathlib import Path
 from .config import config_changes
 from .config import find_config
@@ -96,10 +96,16 @@ def train(
     from vadnb.systems.registry import load_config
     cfg = load_config(needed('config', config), overrides, 'vadnb train')
     quiet()
+    from vadnb.train.health import HealthError
     from vadnb.train.learner import fit
-    learner = fit(cfg)
-    if not learner.main: return
     from vadnb.train.report import write_report
+    try: learner = fit(cfg)
+    except (DataError, HealthError):
+        # a run that failed is the one whose report is wanted most; the error stays the only line
+        with contextlib.suppress(VadnbError):
+            if os.environ.get('RANK', '0')=='0' and ended(Path(cfg.runs)/cfg.name)=='failed': write_report(Path(cfg.runs)/cfg.name)
+        raise
+    if not learner.main: return
     report = write_report(learner.run)
     print(f"{learner.log.last('end')['status']} at step {learner.step} of {learner.total_steps}: {learner.run}")
     print_metrics(learner.metrics)
@@ -143,16 +149,16 @@ def eval_(
 ):
     "Evaluate a run on its validation data, or on other data: --data.valid_json test.json"
     quiet()
+    from vadnb.core import pick_device
     from vadnb.systems.registry import load_run
-    from vadnb.train.learner import Learner
+    from vadnb.train.learner import valid_loader
     import torch
     system,folder = load_run(needed('run', run), which, overrides)
-    learner = Learner(system.cfg, system, save=False)
-    learner.prepare()
-    if learner.valid is None: raise ConfigError("'data.valid_json' is not set, so there is nothing to evaluate on; give --data.valid_json FILE")
-    system.eval()
-    with torch.no_grad(): metrics = {k: float(v) for k,v in system.evaluate(learner.valid_loader()).items()}
-    print(f'{run} ({folder.name}), {len(learner.valid)} videos')
+    data,device = system.valid_data(), pick_device(system.cfg.train.device)
+    if not data: raise ConfigError("'data.valid_json' is not set, so there is nothing to evaluate on; give --data.valid_json FILE")
+    system.to(device)
+    with torch.no_grad(): metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, device)).items()}
+    print(f'{run} ({folder.name}), {len(data)} videos')
     print_metrics(metrics)
     print(f"metrics: {write_json(out or Path(run)/'eval.json', dict(checkpoint=folder.name, overrides=list(overrides), metrics=metrics))}")
 
@@ -205,7 +211,7 @@ def verify(
 def lr_find(
     config:str='', # a shipped configuration by name, or a YAML file
     low:float=1e-7, # first learning rate
-    high:float=1., # last learning rate
+    high:float=10., # last learning rate
     steps:int=100, # optimizer steps of the test
     out:str='lr_find', # name of the picture (.png) and the numbers (.json)
     overrides:list=(), # configuration keys
@@ -276,7 +282,7 @@ def demo(
     from vadnb.train.report import write_report
     world = street_world(place, progress=lambda x: tqdm(x, desc='making videos', unit='video', file=sys.stderr, disable=not sys.stderr.isatty()))
     print(f"world: {world.root} ({', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))} videos)", flush=True)
-    if finished(Path(folder)/name) and not config_changes(read_yaml(Path(folder)/name/'config.yaml'), dataclasses.asdict(cfg)): print(f'{Path(folder)/name} is finished already; looking at it again')
+    if ended(Path(folder)/name)=='done' and not config_changes(read_yaml(Path(folder)/name/'config.yaml'), dataclasses.asdict(cfg)): print(f'{Path(folder)/name} is finished already; looking at it again')
     else: fit(cfg)
     system,checkpoint = load_run(Path(folder)/name)
     shown = [world.path(n) for n in world.names('test') if not n.startswith('Normal')][:2]+[world.path(n) for n in world.names('test') if n.startswith('Normal')][:1]
@@ -286,12 +292,12 @@ def demo(
     print_metrics(metrics)
     print(f"\nthe whole demo took {time.time()-start:.0f} s\nreport: {write_report(Path(folder)/name).resolve()}")
 
-def finished(run):
-    "Whether the last row of a run's log says it is done"
+def ended(run):
+    "How a run ended by the last row of its log: done, stopped, failed, or '' where it did not"
     from vadnb.core import read_jsonl
     log = Path(run)/'log.jsonl'
     rows = read_jsonl(log) if log.is_file() else []
-    return bool(rows) and rows[-1]['kind']=='end' and rows[-1]['status']=='done'
+    return rows[-1]['status'] if rows and rows[-1]['kind']=='end' else ''
 
 def metrics_of(run):
     "The metrics of the best evaluation in a run's log"

@@ -13,7 +13,6 @@ from argparse import SUPPRESS
 from pathlib import Path
 from .core import ConfigError
 from .core import did_you_mean
-from .core import read_yaml
 
 # %% ../nbs/02_config.ipynb #f90930f5
 @functools.cache

@@ -8,7 +8,7 @@ __all__ = ['VadnbError', 'ConfigError', 'DataError', 'VideoError', 'CheckpointEr
            'read_jsonl', 'inside', 'set_seed', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #9c85a750
-import contextlib, difflib, errno, json, os, random, re, tempfile
+import contextlib, difflib, errno, json, os, random, re
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #253aae4d

@@ -8,7 +8,7 @@ __all__ = ['HealthError', 'Check', 'Health', 'GroupsCheck', 'RatesCheck', 'Gradi
            'general_checks']
 
 # %% ../../nbs/train/54_health.ipynb #60eb9365
-import json, math, re
+import math, re
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -47,6 +47,7 @@ class Health(Callback):
     def after_step(self): self.tell('after_step')
     def after_evaluate(self): self.tell('after_evaluate')
     def after_fit(self): self.tell('after_fit'); self.write()
+    def on_error(self): self.write()
 
 # %% ../../nbs/train/54_health.ipynb #b7509b7e
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOADERS', 'HARMLESS', 'System', 'TrainConfig', 'RunConfig', 'EpochBatches', 'Draws', 'plainly', 'let_workers_go',
-           'SkippingCollate', 'start_worker', 'make_loader', 'to_device', 'make_accelerator', 'Learner',
+           'SkippingCollate', 'start_worker', 'make_loader', 'to_device', 'make_accelerator', 'Learner', 'valid_loader',
            'data_fingerprint', 'polite_signals', 'fit', 'RangeTest', 'suggest_rates', 'lr_find']
 
 # %% ../../nbs/train/50_learner.ipynb #3d771339
@@ -70,6 +70,8 @@ class System(nn.Module):
     def param_groups(self): "→ list of dicts: name, params, lr, weight_decay; every trainable parameter exactly once"; raise NotImplementedError
     def datasets(self): "→ (train, valid); valid may be None"; raise NotImplementedError
     def evaluate(self, loader): "→ dict of floats over a loader of evaluation batches"; raise NotImplementedError
+    def evaluate_fully(self, loader): "→ what `vadnb eval` shows: `evaluate` and whatever is too much for every validation"; return self.evaluate(loader)
+    def valid_data(self): "→ the validation data alone, or None: evaluation needs no training data"; return self.datasets()[1]
     def predict(self, path): "→ a prediction with `.save(folder)`"; raise NotImplementedError
 
     def forward(self, batch): return self.loss(batch)     # DDP and torch.compile wrap `forward`
@@ -374,17 +376,19 @@ def evaluate(self:Learner):
     with kept_random_state(), torch.no_grad():
         self.system.eval()
         if averaged: averaged.swap()
-        try: return self.in_main(lambda: {k: float(v) for k,v in self.system.evaluate(self.valid_loader()).items()})
+        try: return self.in_main(lambda: {k: float(v) for k,v in self.system.evaluate(valid_loader(self.system, self.valid, self.device)).items()})
         finally:
             if averaged: averaged.swap()
             self.system.train(mode)
 
-@patch
-def valid_loader(self:Learner):
+def valid_loader(
+    system:System, # collates, and knows its configuration
+    data, # validation data set
+    device, # where the batches go
+): # yields batches
     "Evaluation batches in order, nothing dropped"
-    def batches():
-        for b in plainly(make_loader(self.valid, self.system.collate, self.cfg.train.workers, batch_size=self.cfg.train.batch_size)): yield to_device(b, self.device)
-    return batches()
+    t = system.cfg.train
+    for b in plainly(make_loader(data, system.collate, t.workers, batch_size=t.batch_size)): yield to_device(b, device)
 
 # %% ../../nbs/train/50_learner.ipynb #6bd9808d
 @patch
@@ -443,6 +447,9 @@ def prepare(self:Learner):
     self.device,self.main = self.accelerator.device, self.accelerator.is_main_process
     self.train,self.valid = self.system.datasets()
     if self.system.metrics and self.metric not in self.system.metrics: raise ConfigError(f"'train.metric' is '{self.metric}', but {self.cfg.system} evaluates {', '.join(self.system.metrics)}{did_you_mean(self.metric, self.system.metrics)}")
+    if self.save and self.valid is None:
+        for key in ('metric', 'early_stopping'):
+            if getattr(t, key) is not None: raise ConfigError(f"'train.{key}' is set, but there is no validation data that it could look at; set validation data or leave it null")
     if self.valid is not None and len(self.valid)==0: raise DataError('the validation data set is empty; check the annotation file, or train without validation')
     world,rank = self.accelerator.num_processes, self.accelerator.process_index
     self.batches = EpochBatches(len(self.train), t.batch_size, self.cfg.seed, world, rank, t.drop_last)
@@ -616,7 +623,6 @@ def run_loop(self:Learner, kind, values):
     "All steps, between the first row of the log and the last"
     try:
         self.log.row(kind, self.step, **self.describe(), **values)
-        for k,(a,b) in values.get('changed', {}).items(): self.say(f'{self.cfg.name} resumes with another {k}: {a} → {b}')
         self.batches.start = self.micro
         self.stream = plainly(make_loader(Draws(self.train, self.cfg.seed, self.cfg.train.on_bad_sample), SkippingCollate(self.system.collate),
                                           self.cfg.train.workers, sampler=self.batches, pin=self.device.type=='cuda'))
