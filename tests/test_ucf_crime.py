@@ -1,9 +1,11 @@
 "Real UCF-Crime files through the readers: regions, official list, a real clip"
 import json, warnings
+from collections import Counter
 import numpy as np, pytest, torch
 from vadnb.core import DataError, write_json
 from vadnb.data.tracks import Track
-from vadnb.data.ucf_crime import (TEMPLATES, DataWarning, RegionClips, _candidates, collate, frame_truth, read_annotation, read_regions, resolve_path, video_class, video_name)
+from vadnb.data.ucf_crime import (TEMPLATES, AnnotatedClips, DataWarning, RegionClips, _candidates, collate, find_video, frame_truth, read_annotation, read_regions, resolve_path,
+    token_budget, video_class, video_name)
 
 def tokenize(texts): return torch.tensor([[len(t), *t.encode()[:5].ljust(5)] for t in texts]).reshape(len(texts), 6)
 
@@ -125,3 +127,114 @@ def test_fingerprint_sees_an_edited_caption(tmp_path):
     items[0]['global_caption'] += ' at noon'
     world.train.write_text(json.dumps(items))
     assert clips().fingerprint()!=before
+
+@pytest.fixture(scope='module')
+def facts(sample): return json.loads(sample.with_name('ucf_region_sample_facts.json').read_text())
+
+def test_everything_known_about_the_real_regions(sample, facts):
+    clips = read_regions(sample)
+    tracks = [t for c in clips for t in c.tracks]
+    count = lambda values: {k: n for k,n in Counter(values).items()}
+    assert (sum(not c.normal for c in clips), sum(len(t.frames)==1 for t in tracks), sum(bool((~t.enabled[:-1]).any()) for t in tracks))==tuple(
+        facts[k] for k in ('n_abnormal', 'n_single_keyframe_regions', 'n_regions_with_mid_disabled'))
+    keys = sorted(len(t.frames) for t in tracks)
+    assert dict(min=keys[0], median=keys[len(keys)//2], max=keys[-1])==facts['keyframes_per_region']
+    assert count(video_class(c.name) for c in clips)==facts['videos_per_class']
+    assert count(video_class(c.name) for c in clips for _ in c.tracks)==facts['regions_per_class']
+    gaps = count(str(g) for t in tracks for g in np.diff(t.frames))
+    assert {k: gaps[k] for k in facts['keyframe_gap_frames']}==facts['keyframe_gap_frames']
+    captions = Counter(t.caption for t in tracks)
+    assert (len(captions), sum(n for n in captions.values() if n>1))==(facts['distinct_region_captions'], facts['regions_sharing_a_caption'])
+    boxes = np.concatenate([t.boxes for t in tracks])
+    sides = boxes[:,2:]-boxes[:,:2]
+    np.testing.assert_allclose((sides.prod(1).mean(), sides.min()), (facts['mean_box_area'], facts['min_box_side']), rtol=1e-9)
+    for c,v in zip(clips, facts['videos']):
+        assert [(len(t.frames), int((~t.enabled).sum())) for t in c.tracks]==[(r['n_keyframes'], r['n_disabled']) for r in v['regions']]
+        assert not c.tracks or max(t.end_frame for t in c.tracks)<v['approx_frames']
+
+@pytest.fixture(scope='module')
+def clip_tokens():
+    "CLIP's own tokenizer"
+    from vadnb.models.clip import clip_tokenizer
+    return clip_tokenizer(overflow='cut')
+
+def test_token_budget_of_the_real_captions(sample, facts, clip_tokens, shared):
+    clips = read_regions(sample)
+    videos = token_budget([(c.where, c.caption) for c in clips], clip_tokens)
+    regions = token_budget([(f'{c.where}, bbox_info[{j}]', t.caption) for c in clips for j,t in enumerate(c.tracks)], clip_tokens)
+    assert list(videos.counts)==[v['global_tokens'] for v in facts['videos']]
+    assert list(regions.counts)==[r['caption_tokens'] for v in facts['videos'] for r in v['regions']]
+    assert (len(videos.over), len(regions.over), videos.over[0][0], regions.over[0][0])==tuple(
+        facts[k] for k in ('global_captions_over_77_tokens', 'region_captions_over_77_tokens', 'max_global_caption_tokens', 'max_region_caption_tokens'))
+    assert 'Abuse033_x264' in str(videos)
+    strings = json.loads((shared/'golden'/'fgclip'/'tokenizer.json').read_text())['strings']
+    assert token_budget([('', s['text']) for s in strings], clip_tokens).counts==tuple(s['n_tokens'] for s in strings)
+    chinese = {s['text']: s['n_tokens'] for s in strings if s['category'].startswith('chinese')}
+    assert max(chinese.values())>77 and sorted(n for n in chinese.values() if n>77)==sorted(n for n,_ in token_budget([('', t) for t in chinese], clip_tokens).over)
+
+def test_cut_captions_are_counted_with_the_longest_and_its_place(sample, facts, clip_tokens, tmp_path):
+    for v in facts['videos']:
+        place = tmp_path/v['disk_path']
+        place.parent.mkdir(parents=True, exist_ok=True); place.touch()
+    with pytest.warns(DataWarning, match=r'7 of 69 captions are longer than the text encoder and are cut; the longest has 206 tokens: .*\(Abuse033_x264\), global_caption'):
+        ds = RegionClips(sample, tmp_path, 8, (64, 64), clip_tokens)
+    assert len(ds.caption_warnings())==7 and any('148 tokens' in w for w in ds.caption_warnings())
+    clip_tokens.overflow = 'raise'
+    with pytest.raises(DataError, match=r'global_caption: caption .* has 122 tokens.*6 of 30 captions have more than 77 tokens; the longest has 206'): RegionClips(sample, tmp_path, 8, (64, 64), clip_tokens)
+    clip_tokens.overflow = 'cut'
+
+def test_an_official_list_over_real_files(real, tmp_path):
+    "The real clip stands where the official layout has it; its length is checked against the list"
+    captioned = real()
+    line = 'Fighting033_x264.mp4  Fighting  {}  {}  -1  -1  {}\n'
+    (tmp_path/'list.txt').write_text(line.format(0, 271, 271))
+    ds = AnnotatedClips(tmp_path/'list.txt', tmp_path, 8, (64, 96))
+    a,b = ds[0],captioned[0]
+    assert set(a)=={'name', 'frames', 'frame_index', 'n_frames'} and all(a[k]==b[k] if k=='name' else torch.equal(a[k], b[k]) for k in a)
+    assert ds.truth('Fighting033_x264', 271).all() and ds.annotation['Fighting033_x264'].cls=='Fighting'
+    batch,full = collate([a, a]),collate([b, b])
+    assert set(batch)=={*a, 'clip_key'} and all(batch[k]==full[k] if k=='name' else torch.equal(batch[k], full[k]) for k in batch)
+    with pytest.raises(ValueError, match='without'): collate([a, b])
+    (tmp_path/'list.txt').write_text(line.format(0, 271, 1412))
+    with pytest.raises(DataError, match=r'Fighting033_x264: the annotation gives 1412 frames, .*Fighting033_x264.mp4 has 271'): AnnotatedClips(tmp_path/'list.txt', tmp_path, 8, (64, 96))[0]
+    with pytest.raises(DataError, match='gives 1412 frames'): real(annotation=tmp_path/'list.txt')[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DataWarning)
+        assert real().fingerprint()==captioned.fingerprint()!=real(annotation=tmp_path/'list.txt').fingerprint()
+
+def test_missing_videos_are_one_error(shared, tmp_path):
+    official = shared/'data'/'ucf_crime'/'Temporal_Anomaly_Annotation_for_Testing_Videos.txt'
+    with pytest.raises(DataError, match=r'Testing_Videos.txt: 290 of 290 videos are not below .*: Abuse028_x264, Abuse030_x264, Arrest001_x264, \.\.\. \(tried .*check the data root'):
+        AnnotatedClips(official, tmp_path, 8, (64, 64))
+    with pytest.raises(DataError, match='no such folder'): AnnotatedClips(official, tmp_path/'nowhere', 8, (64, 64))
+    for line in (shared/'data'/'ucf_crime'/'Anomaly_Test.txt').read_text().split():
+        place = tmp_path/'UCF_Crimes_Videos'/'UCF_Crimes'/'Videos'/line
+        place.parent.mkdir(parents=True, exist_ok=True); place.touch()
+    for root in tmp_path,tmp_path/'UCF_Crimes_Videos',tmp_path/'UCF_Crimes_Videos'/'UCF_Crimes'/'Videos':
+        ds = AnnotatedClips(official, root, 8, (64, 64))
+        assert len(ds)==290 and [p.stem for p in ds.paths]==ds.names
+
+@pytest.mark.parametrize('name', ['../secret', '/etc/passwd', 'link/hosts'])
+def test_no_name_of_an_annotation_leaves_the_data_root(tmp_path, name):
+    root = tmp_path/'root'; root.mkdir(); (root/'link').symlink_to('/etc')
+    (tmp_path/'secret.mp4').touch()
+    with pytest.raises(DataError, match="outside the data root"): find_video(root, name)
+
+def test_negatives_of_a_batch_belong_to_their_regions(real):
+    def harder(i):
+        i['bbox_info'][0]['negative_captions'] = ['two men dance', 'two women fight']
+        i['bbox_info'][1] |= dict(flag_short_neg=1, short_expr_negs={'0': 'a kiss'})
+        return i
+    ds,plain = real(harder),real()
+    s,p = ds[0],plain[0]
+    assert s['region_negative_region'].tolist()==[0, 0, 1] and torch.equal(s['region_negative'], tokenize(['two men dance', 'two women fight', 'a kiss']))
+    batch = collate([p, s, p, s])
+    assert batch['region_negative_region'].tolist()==[2, 2, 3, 6, 6, 7] and batch['region_key'].tolist()==batch['region_key'][:2].tolist()*4
+    assert batch['region_clip'][batch['region_negative_region']].tolist()==[1, 1, 1, 3, 3, 3]
+    assert ds.fingerprint()!=plain.fingerprint() and ds.clips[0].tracks[1].negatives==('a kiss',)
+
+def test_bad_negatives_name_file_item_and_field(real):
+    def bad(i): i['bbox_info'][1]['negative_captions'] = ['a hug', 'A  blow']; return i
+    with pytest.raises(DataError, match=r"train.json, item 0 \(Fighting033_x264\), bbox_info\[1\].negative_captions\[1\]: 'A  blow' says the same as the caption"): real(bad)
+    def empty(i): i['bbox_info'][0]['negative_captions'] = []; return i
+    with pytest.raises(DataError, match=r'bbox_info\[0\].negative_captions: holds no text'): real(empty)

@@ -93,6 +93,37 @@ def _keyframes(
         if a[0]>b[0]: raise DataError(f'{where}[{i}].frame: {b[0]} comes after {a[0]}; put the keyframes in increasing order of frame')
     return res
 
+# %% ../../nbs/data/13_tracks.ipynb #85d64d30
+def _negatives(
+    region:dict, # one entry of `bbox_info`
+    caption:str, # its own caption
+    at:str, # file and item with a dot, for messages
+)->tuple: # texts, none where the region has none
+    "The checked hard-negative captions of a region, from either form"
+    fields = [k for k in ('negative_captions', 'short_expr_negs') if k in region]
+    if len(fields)==2: raise DataError(f'{at}negative_captions and short_expr_negs: the region has both; keep one of them')
+    flag = region.get('flag_short_neg', 1 if fields else 0)
+    if isinstance(flag, bool) or flag not in (0, 1): raise DataError(f'{at}flag_short_neg: must be 0 or 1, found {flag!r}')
+    if 'flag_short_neg' in region and fields==['negative_captions']: raise DataError(f'{at}flag_short_neg: belongs to short_expr_negs; leave it out beside negative_captions')
+    if not fields:
+        if flag: raise DataError(f'{at}flag_short_neg: is 1, but short_expr_negs is missing; add the texts or write 0')
+        return ()
+    name,value = fields[0],region[fields[0]]
+    if not isinstance(value, dict if name=='short_expr_negs' else list):
+        raise DataError(f"{at}{name}: must be a {'mapping from key to text' if name=='short_expr_negs' else 'list of texts'}, found {value!r:.60}")
+    if not flag:
+        if value: raise DataError(f'{at}flag_short_neg: is 0, but short_expr_negs holds {len(value)} texts that would not be used; write 1 or remove them')
+        return ()
+    if not value: raise DataError(f'{at}{name}: holds no text; leave the field out where there is none')
+    seen = {_said(caption): 'the caption of the region'}
+    for k,text in (value.items() if isinstance(value, dict) else enumerate(value)):
+        if not isinstance(text, str): raise DataError(f'{at}{name}[{k}]: must be text, found {text!r:.60}')
+        if not text.strip(): raise DataError(f'{at}{name}[{k}]: is empty; write a caption that is wrong, or remove it')
+        if (twin := seen.setdefault(_said(text), f'{name}[{k}]'))!=f'{name}[{k}]': raise DataError(f"{at}{name}[{k}]: '{text:.60}' says the same as {twin}; change a detail or remove it")
+    return tuple(value.values() if isinstance(value, dict) else value)
+
+def _said(text): return ' '.join(text.split()).casefold() # what is left of a caption without case and white space
+
 # %% ../../nbs/data/13_tracks.ipynb #3c9bcde6
 @dataclass(frozen=True, eq=False)
 class Track:
@@ -103,6 +134,7 @@ class Track:
     boxes:np.ndarray # their boxes, (K, 4) float64
     enabled:np.ndarray # whether a box exists from each keyframe to the next, (K,) bool
     caption:str = '' # what happens in the region
+    negatives:tuple = () # captions that differ from it in a detail and are wrong
 
     def __repr__(self): return f'Track({self.start_frame}..{self.end_frame}, {len(self.frames)} keyframes, {self.caption!r:.50})'
     def __eq__(self, other): return isinstance(other, Track) and self.to_region()==other.to_region()
@@ -110,7 +142,8 @@ class Track:
     def to_region(self)->dict: # what `from_region` reads
         "The region as it stands in a data file"
         keys = [dict(frame=int(f), bbox=[float(v) for v in b], enabled=bool(e)) for f,b,e in zip(self.frames, self.boxes, self.enabled)]
-        return dict(caption=self.caption, start_frame=self.start_frame, end_frame=self.end_frame, keyframes=keys)
+        negatives = dict(negative_captions=list(self.negatives)) if self.negatives else {}
+        return dict(caption=self.caption, **negatives, start_frame=self.start_frame, end_frame=self.end_frame, keyframes=keys)
 
 # %% ../../nbs/data/13_tracks.ipynb #67d2b8ff
 def _track_from_region(
@@ -121,7 +154,7 @@ def _track_from_region(
     sort:bool=False, # put keyframes in order instead of refusing
 )->'Track':
     "A checked `Track`. Raises `DataError` with one line that names the place, the field and the fix"
-    check_fields(region, where, ('start_frame', 'end_frame', 'keyframes'), ('caption',))
+    check_fields(region, where, ('start_frame', 'end_frame', 'keyframes'), ('caption', 'negative_captions', 'short_expr_negs', 'flag_short_neg'))
     at = f'{where}.' if where else ''
     caption = region.get('caption', '')
     if not isinstance(caption, str): raise DataError(f'{at}caption: must be text, found {caption!r}')
@@ -135,7 +168,7 @@ def _track_from_region(
         raise DataError(f'{at}keyframes: none is enabled, so the region has no box; set enabled to true where a visible stretch begins')
     if frames[0]>end or frames[-1]<start:
         raise DataError(f'{at}keyframes: frames {frames[0]} to {frames[-1]} lie outside the region {start} to {end}; correct start_frame and end_frame')
-    return cls(start, end, frames.astype(np.int64), boxes.astype(np.float64), enabled, caption)
+    return cls(start, end, frames.astype(np.int64), boxes.astype(np.float64), enabled, caption, _negatives(region, caption, at))
 
 Track.from_region = classmethod(_track_from_region)
 

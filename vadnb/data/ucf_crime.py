@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['VIDEO_SUFFIXES', 'TEMPLATES', 'SAMPLINGS', 'video_name', 'video_class', 'Clip', 'DataWarning', 'read_regions',
-           'resolve_path', 'AnnotatedVideo', 'read_annotation', 'frame_truth', 'tokenise', 'region_tensors',
-           'check_length', 'read_frames', 'RegionClips', 'collate', 'write_skeleton']
+           'resolve_path', 'find_video', 'AnnotatedVideo', 'read_annotation', 'frame_truth', 'truth_segments',
+           'TokenBudget', 'token_budget', 'tokenise', 'region_tensors', 'check_length', 'check_count', 'read_frames',
+           'RegionClips', 'AnnotatedClips', 'stable_key', 'collate', 'write_skeleton']
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #398d48bd
-import hashlib, json, re, warnings
+import hashlib, json, os, re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from ..core import ConfigError, DataError, did_you_mean, inside, read_json, read_text, write_json
 from .sampling import event_indices, segment_indices, uniform_indices
-from .tracks import Track, check_fields
+from .tracks import Track, check_fields, check_frame
 from .transforms import horizontal_flip, squash
 from .video import VideoReader
 
@@ -98,7 +99,7 @@ def read_regions(
     return clips
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #b6648b5c
-TEMPLATES = ('{path}', '{parent}/UCF_Crimes/Videos/{folder}/{file}', 'UCF_Crimes/Videos/{folder}/{file}', '{folder}/{file}', '{file}')
+TEMPLATES = ('{path}', '{parent}/UCF_Crimes/Videos/{folder}/{file}', 'UCF_Crimes/Videos/{folder}/{file}', '{folder}/{file}', '{file}', 'UCF_Crimes_Videos/UCF_Crimes/Videos/{folder}/{file}', 'UCF_Crimes_Videos/{file}')
 
 def _candidates(
     f_path:str, # path as the annotation writes it
@@ -135,43 +136,92 @@ def resolve_path(
     near = did_you_mean(PurePosixPath(f_path).name, sorted({q.name for f in folders for q in f.iterdir()}))
     raise DataError(f"{at}: no video for '{f_path}' below {root} (tried {', '.join(c for c,_ in places)}){near or '; check the data root and the path'}")
 
+# %% ../../nbs/data/14_ucf_crime.ipynb #9374dc24
+def find_video(
+    root, # data root
+    name:str, # a video's name, without suffix
+    templates=TEMPLATES, # patterns to try in order, see `resolve_path`
+    where:str='', # file and item, for messages
+)->Path|None: # the video, or None where there is none
+    "The video of a name, whatever its suffix"
+    if not Path(root).is_dir(): raise DataError(f'data root {root}: no such folder; give the folder that holds the videos (--data_root)')
+    inside(root, name, where)
+    for suffix in (*VIDEO_SUFFIXES, *(s.upper() for s in VIDEO_SUFFIXES), ''):
+        for c in _candidates(name+suffix, templates):
+            if os.path.exists(os.path.join(root, c)): return inside(root, c, where)
+
 # %% ../../nbs/data/14_ucf_crime.ipynb #0829a4d0
 @dataclass(frozen=True)
 class AnnotatedVideo:
-    "A line of the official list"
+    "What an annotation says of one test video"
     cls:str # 'Abuse', ..., 'Normal'
     segments:tuple # half-open (start, end) pairs in source frames, as written
-    n_frames:int|None=None # where the list has a seventh column
+    n_frames:int|None=None # where the annotation gives the length
+    labels:tuple=() # every class where there are several, `cls` first
 
     @property
     def normal(self)->bool: return not self.segments
+
+    def to_json(self)->dict: # what `read_annotation` reads
+        "The video as it stands in a JSON annotation"
+        labels = dict(labels=list(self.labels)) if self.labels else {}
+        return {'class': self.cls, **labels, 'segments': [list(map(int, s)) for s in self.segments], 'frames': self.n_frames}
+
+def _checked(
+    video:AnnotatedVideo, # as written
+    where:str, # file and line or item, for messages
+)->AnnotatedVideo: # `video`
+    "A video whose events lie in it and fit its class, or `DataError`"
+    for s,e in video.segments:
+        if not 0<=s<e: raise DataError(f'{where}: the event {s} to {e} must start at 0 or later and end after its start')
+        if video.n_frames is not None and s>=video.n_frames: raise DataError(f'{where}: the event {s} to {e} starts after the last of {video.n_frames} frames; correct one of the two')
+    if (video.cls=='Normal')!=video.normal: raise DataError(f'{where}: class {video.cls} with {len(video.segments)} events; a Normal video has none and every other has at least one')
+    return video
 
 def _annotated(
     line:str, # six or seven columns
     where:str, # file and line, for messages
 )->tuple[str,AnnotatedVideo]: # name, content
-    "One checked line, or `DataError`"
+    "One checked line of the official list, or `DataError`"
     cells = line.split()
     if len(cells) not in (6, 7): raise DataError(f'{where}: has {len(cells)} columns; write file, class, start, end, start, end, with -1 -1 for no event')
     try: numbers = [int(c) for c in cells[2:]]
     except ValueError: raise DataError(f'{where}: {" ".join(cells[2:])} must be whole frame numbers') from None
-    pairs = [p for p in (tuple(numbers[:2]), tuple(numbers[2:4])) if p!=(-1, -1)]
-    for s,e in pairs:
-        if not 0<=s<e: raise DataError(f'{where}: the event {s} to {e} must start at 0 or later and end after its start')
-    if (cells[1]=='Normal')==bool(pairs): raise DataError(f"{where}: class {cells[1]} with {len(pairs)} events; a Normal video has none and every other has at least one")
     if len(numbers)==5 and numbers[4]<1: raise DataError(f'{where}: {numbers[4]} frames; the seventh column is the length of the video')
-    return video_name(cells[0]), AnnotatedVideo(cells[1], tuple(pairs), numbers[4] if len(numbers)==5 else None)
+    pairs = tuple(p for p in (tuple(numbers[:2]), tuple(numbers[2:4])) if p!=(-1, -1))
+    return video_name(cells[0]), _checked(AnnotatedVideo(cells[1], pairs, numbers[4] if len(numbers)==5 else None), where)
+
+# %% ../../nbs/data/14_ucf_crime.ipynb #30a44681
+def _annotated_item(
+    item, # one entry of a JSON annotation
+    where:str, # file and name, for messages
+)->AnnotatedVideo: # content
+    "One checked entry, or `DataError`"
+    check_fields(item, where, ('class', 'segments'), ('frames', 'labels'))
+    cls,segments,frames,labels = item['class'],item['segments'],item.get('frames'),item.get('labels', [])
+    word = lambda v: isinstance(v, str) and v.strip()
+    if not word(cls): raise DataError(f'{where}, class: must be the name of a class, found {cls!r:.60}')
+    if not isinstance(segments, list): raise DataError(f'{where}, segments: must be a list of [start, end] pairs ([] for a normal video), found {segments!r:.60}')
+    for j,s in enumerate(segments):
+        if not isinstance(s, list) or len(s)!=2: raise DataError(f'{where}, segments[{j}]: must be [start, end] in frames, found {s!r:.60}')
+        for v in s: check_frame(v, f'{where}, segments[{j}]')
+    if frames is not None and not check_frame(frames, f'{where}, frames'): raise DataError(f'{where}, frames: is 0; write the length of the video, or null')
+    if not isinstance(labels, list) or not all(map(word, labels)) or labels and labels[0]!=cls: raise DataError(f'{where}, labels: must be a list of classes that begins with {cls}, found {labels!r:.60}')
+    return _checked(AnnotatedVideo(cls, tuple(map(tuple, segments)), frames, tuple(labels)), where)
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #d518d9a3
 def read_annotation(
-    path, # official list, or one with a seventh column of frame counts
+    path, # official list, one with a seventh column of frame counts, or JSON; told apart by content
 )->dict: # video name -> `AnnotatedVideo`, in the order of the file
-    "When something is wrong in each test video. Raises `DataError` with file and line"
-    res = {}
-    for i,line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip(): continue
-        name,video = _annotated(line, f'{path}, line {i}')
-        if name in res: raise DataError(f"{path}, line {i}: '{name}' is listed twice; keep one line per video")
+    "When something is wrong in each test video. Raises `DataError` with file and line or name"
+    text,res = read_text(path),{}
+    if text.lstrip().startswith(('{', '[')):
+        data = read_json(path)
+        if not isinstance(data, dict): raise DataError(f'{path}: must be a mapping from video name to class, segments and frames, found {type(data).__name__}; a list of regions is training data, see read_regions')
+        rows = ((video_name(k), _annotated_item(v, f"{path}, '{k:.80}'"), f"{path}, '{k:.80}'") for k,v in data.items())
+    else: rows = ((*_annotated(line, at := f'{path}, line {i}'), at) for i,line in enumerate(text.splitlines(), 1) if line.strip())
+    for name,video,where in rows:
+        if name in res: raise DataError(f"{where}: '{name}' is listed twice; keep one entry per video")
         res[name] = video
     if not res: raise DataError(f'{path}: lists no video')
     return res
@@ -189,6 +239,41 @@ def frame_truth(
         res[s:e] = True
     return res
 
+# %% ../../nbs/data/14_ucf_crime.ipynb #eaede2e3
+def truth_segments(
+    source, # list of `Clip`s, or what `read_annotation` gives
+)->dict: # video name -> half-open (start, end) pairs in source frames
+    "When something is wrong in each video, from regions or from an annotation"
+    if isinstance(source, dict): return {k: v.segments for k,v in source.items()}
+    return {c.name: tuple((t.start_frame, t.end_frame+1) for t in c.tracks) for c in source}
+
+# %% ../../nbs/data/14_ucf_crime.ipynb #e9dc539a
+@dataclass(frozen=True)
+class TokenBudget:
+    "How many tokens captions have, and which do not fit"
+    limit:int # tokens the text encoder has room for, start and end token included
+    counts:tuple # tokens of each caption, in their order
+    where:tuple # place of each caption, in the same order
+
+    @property
+    def over(self)->list: # (tokens, place), the longest first
+        "Captions that do not fit"
+        return sorted(((n, w) for n,w in zip(self.counts, self.where) if n>self.limit), key=lambda r: -r[0])
+
+    def __str__(self):
+        if not self.over: return f'all {len(self.counts)} captions fit into {self.limit} tokens; the longest has {max(self.counts, default=0)}'
+        return f'{len(self.over)} of {len(self.counts)} captions have more than {self.limit} tokens; the longest has {self.over[0][0]}: {self.over[0][1]}'
+
+def token_budget(
+    captions, # (where, caption) pairs
+    tokenize, # a tokenizer with `ids(text)` and `max_length`
+)->TokenBudget: # a count per caption, cut or not
+    "Count the tokens of captions in any language, whatever the tokenizer does with those that are too long"
+    pairs,known = list(captions),{}
+    for _,c in pairs:
+        if c not in known: known[c] = len(tokenize.ids(c))
+    return TokenBudget(tokenize.max_length, tuple(known[c] for _,c in pairs), tuple(w for w,_ in pairs))
+
 # %% ../../nbs/data/14_ucf_crime.ipynb #cf3f6b98
 def tokenise(
     captions, # (where, caption) pairs; a caption may come more than once
@@ -200,7 +285,10 @@ def tokenise(
     res = {}
     for caption,where in first.items():
         try: ids = tokenize([caption])
-        except DataError as e: raise DataError(f'{where}: {e}') from None
+        except DataError as e:
+            # the first of many is a poor guide to how much work waits
+            budget = token_budget(captions, tokenize) if hasattr(tokenize, 'ids') else None
+            raise DataError(f'{where}: {e}'+(f' ({budget})' if budget and len(budget.over)>1 else '')) from None
         if ids.ndim!=2 or len(ids)!=1: raise ValueError(f'tokenize must give ids (n, L) for n captions, got {tuple(ids.shape)} for one')
         res[caption] = ids[0].long()
     return res
@@ -227,6 +315,16 @@ def check_length(
         if t.end_frame>=n_frames:
             raise DataError(f'{clip.where}, bbox_info[{j}].end_frame: {t.end_frame}, but {path} has {n_frames} frames (0 to {n_frames-1}); shorten the region, or check that this is the video that was annotated')
 
+def check_count(
+    video:AnnotatedVideo, # what the annotation says
+    name:str, # its name
+    path, # the video
+    n_frames:int, # frames the reader counts in it
+):
+    "`DataError` when the annotation gives another length than the video has"
+    if video.n_frames not in (None, n_frames):
+        raise DataError(f'{name}: the annotation gives {video.n_frames} frames, {path} has {n_frames}; the events were marked in another encoding of the video: use that one, or correct the annotation')
+
 def read_frames(
     reader, # a `VideoReader`
     frame_index:np.ndarray, # source frames in any order, repeats allowed, (T,)
@@ -251,6 +349,8 @@ class RegionClips(Dataset):
         event_share:float=0.5, # 'event' only: part of the frames to take from events
         flip:float=0., # chance to mirror a training sample; captions that say left or right become wrong
         templates=TEMPLATES, # where videos lie, see `resolve_path`
+        annotation=None, # official list or JSON whose segments are the truth; None takes the regions for it
+        tokenize_clip:Callable|None=None, # for captions of whole clips, which may be longer; None: `tokenize`
     ):
         if sampling not in SAMPLINGS: raise ConfigError(f"sampling: '{sampling}' is unknown; use {', '.join(SAMPLINGS)}{did_you_mean(sampling, SAMPLINGS)}")
         if frames<1: raise ConfigError(f'frames: {frames}; at least one frame per sample is needed')
@@ -259,20 +359,32 @@ class RegionClips(Dataset):
         self.json_path,self.frames,self.size,self.sampling,self.event_share,self.flip = json_path,frames,tuple(size),sampling,event_share,flip
         self.clips = read_regions(json_path)
         self.paths = [resolve_path(root, c.path, templates, c.where) for c in self.clips]
-        self.ids = tokenise(self.captions(), tokenize)
-        self._cut = dict(getattr(tokenize, 'cut', {}))
-        if cut := self.caption_warnings(): warnings.warn(f'{json_path}: {len(cut)} captions are longer than the text encoder and are cut; the first is {cut[0]}', DataWarning, stacklevel=2)
+        self.clip_ids,self.ids = tokenise(self.clip_captions(), tokenize_clip or tokenize), tokenise(self.region_captions(), tokenize)
+        self.width = len(next(iter((self.ids or self.clip_ids).values())))
+        self._cut = {k: n for t in (tokenize_clip, tokenize) for k,n in getattr(t, 'cut', {}).items()}
+        if cut := self._cut_captions():
+            n,where = max(cut, key=lambda c: c[0])
+            warnings.warn(f'{json_path}: {len(cut)} of {len(self.captions())} captions are longer than the text encoder and are cut; the longest has {n} tokens: {where}', DataWarning, stacklevel=2)
+        self.annotation = None if annotation is None else read_annotation(annotation)
+        for c in self.clips if annotation is not None else []:
+            if c.name not in self.annotation: raise DataError(f"{annotation}: has no entry for '{c.name}' of {c.where}; add it{did_you_mean(c.name, self.annotation)}")
+        self.segments = truth_segments(self.clips if annotation is None else self.annotation)
 
     def __len__(self): return len(self.clips)
     def __getitem__(self, i): return self._sample(i, None)
+    def truth(self, name:str, n_frames:int)->np.ndarray: return frame_truth(self.segments[name], n_frames, name) # True where something is wrong, (n_frames,) bool
 
-    def captions(self)->list: # (where, caption) pairs
-        "Every caption with its place in the file"
-        return [p for c in self.clips for p in [(f'{c.where}, global_caption', c.caption), *((f'{c.where}, bbox_info[{j}].caption', t.caption) for j,t in enumerate(c.tracks))]]
+    def clip_captions(self): return [(f'{c.where}, global_caption', c.caption) for c in self.clips] # (where, caption) pairs
+    def captions(self): return self.clip_captions()+self.region_captions()
+    def region_captions(self)->list: # (where, caption) pairs
+        "Captions of regions, each followed by its perturbed forms, with their places in the file"
+        regions = [(f'{c.where}, bbox_info[{j}]', t) for c in self.clips for j,t in enumerate(c.tracks)]
+        return [pair for at,t in regions for pair in [(f'{at}.caption', t.caption), *((f'{at}.negative_captions[{k}]', n) for k,n in enumerate(t.negatives))]]
 
+    def _cut_captions(self): return [(self._cut[text], where) for where,text in self.captions() if text in self._cut] # (tokens, place)
     def caption_warnings(self)->list: # one line per caption
         "Captions that the tokenizer cut, with their place and token count"
-        return [f'{where}: {self._cut[text]} tokens' for where,text in self.captions() if text in self._cut]
+        return [f'{where}: {n} tokens' for n,where in self._cut_captions()]
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #605c8277
 def _draw(
@@ -299,33 +411,80 @@ def _sample(self, i, rng):
     if not 0<=i<len(self): raise IndexError(f'clip {i} of {len(self)}')
     clip,reader = self.clips[i],VideoReader(self.paths[i])
     check_length(clip, self.paths[i], len(reader))
+    if self.annotation: check_count(self.annotation[clip.name], clip.name, self.paths[i], len(reader))
     index = self._choose_frames(clip, len(reader), rng)
     frames = read_frames(reader, index, self.size)
     boxes,mask,stand_in = region_tensors(clip.tracks, index)
     if rng is not None and rng.random()<self.flip: frames,boxes = horizontal_flip(frames, boxes, mask)
-    text = self.ids[clip.caption]
+    text,wrong = self.clip_ids[clip.caption],[(j, self.ids[n]) for j,t in enumerate(clip.tracks) for n in t.negatives]
     return dict(name=clip.name, frames=frames, frame_index=torch.from_numpy(index), n_frames=torch.tensor(len(reader)), text=text,
         region_box=boxes, region_mask=mask, region_fallback=stand_in,
-        region_text=torch.stack([self.ids[t.caption] for t in clip.tracks]) if clip.tracks else text.new_zeros(0, len(text)))
+        region_text=torch.stack([self.ids[t.caption] for t in clip.tracks]) if clip.tracks else text.new_zeros(0, self.width),
+        region_negative=torch.stack([n for _,n in wrong]) if wrong else text.new_zeros(0, self.width), region_negative_region=torch.tensor([j for j,_ in wrong], dtype=torch.int64))
 
 def _fingerprint(self)->str: # hexadecimal
     "Tells data sets apart by their annotation, their sampling and the size of each video"
     what = [(c.name, c.path, c.caption, [t.to_region() for t in c.tracks], p.stat().st_size if p.is_file() else len(list(p.iterdir()))) for c,p in zip(self.clips, self.paths)]
-    how = [self.frames, list(self.size), self.sampling, self.event_share, self.flip]
+    how = [self.frames, list(self.size), self.sampling, self.event_share, self.flip]+([{k: v.to_json() for k,v in self.annotation.items()}] if self.annotation else [])
     return hashlib.sha256(json.dumps([what, how], sort_keys=True).encode()).hexdigest()[:16]
 
 RegionClips.draw,RegionClips._choose_frames,RegionClips._sample,RegionClips.fingerprint = _draw,_choose_frames,_sample,_fingerprint
 
+# %% ../../nbs/data/14_ucf_crime.ipynb #9ef5d649
+class AnnotatedClips(Dataset):
+    "Videos of an annotation, for evaluation: uniform frames, no captions, and `truth`"
+    def __init__(self,
+        annotation, # official list or JSON, see `read_annotation`; or what that gives
+        root, # data root that the videos lie below
+        frames:int, # T, frames per sample
+        size:tuple[int,int], # (h, w) in pixels
+        templates=TEMPLATES, # where videos lie, see `resolve_path`
+    ):
+        if frames<1: raise ConfigError(f'frames: {frames}; at least one frame per sample is needed')
+        where = 'the annotation' if isinstance(annotation, dict) else str(annotation)
+        self.annotation = annotation if isinstance(annotation, dict) else read_annotation(annotation)
+        self.frames,self.size,self.segments,self.names = frames,tuple(size),truth_segments(self.annotation),list(self.annotation)
+        self.paths = [find_video(root, n, templates, f"{where}, '{n}'") for n in self.names]
+        if lost := [n for n,p in zip(self.names, self.paths) if p is None]:
+            places = ', '.join(_candidates(lost[0]+'.mp4', templates))
+            raise DataError(f"{where}: {len(lost)} of {len(self.names)} videos are not below {root}: {', '.join(lost[:3])}{', ...' if len(lost)>3 else ''} (tried {places} and other suffixes); check the data root, or take them out of the annotation")
+
+    def __len__(self): return len(self.names)
+    def truth(self, name:str, n_frames:int)->np.ndarray: return frame_truth(self.segments[name], n_frames, name) # True where something is wrong, (n_frames,) bool
+
+    def __getitem__(self, i):
+        if not 0<=i<len(self): raise IndexError(f'video {i} of {len(self)}')
+        name,reader = self.names[i],VideoReader(self.paths[i])
+        check_count(self.annotation[name], name, self.paths[i], len(reader))
+        index = uniform_indices(len(reader), self.frames)
+        return dict(name=name, frames=read_frames(reader, index, self.size), frame_index=torch.from_numpy(index), n_frames=torch.tensor(len(reader)))
+
+# %% ../../nbs/data/14_ucf_crime.ipynb #1ed2c831
+def stable_key(
+    name:str, # a video's name
+    region:int|None=None, # place of a region in it; None means the video itself
+)->int: # 64 bits with sign
+    "A number for a video or one of its regions, the same on every machine"
+    what = name if region is None else f'{name}\0{region}'
+    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), 'little', signed=True)
+
 # %% ../../nbs/data/14_ucf_crime.ipynb #18fe3cc6
 def collate(
-    items:list, # samples of `RegionClips`
-)->dict: # `frames` (B, T, 3, h, w), ...; `region_box` (R, T, 4), `region_mask` (R, T), `region_text` (R, L), `region_fallback` (R,), `region_clip` (R,); `name` list of B
+    items:list, # samples of `RegionClips`, or of `AnnotatedClips`
+)->dict: # what the samples hold, stacked or in one row, with `region_clip` (R,), `region_key` (R,), `clip_key` (B,), `region_negative` (M, L), `region_negative_region` (M,); `name` list of B
     "A batch: clips stacked, regions of all clips in one row with the clip of each in `region_clip`"
     if not items: raise ValueError('a batch needs at least one sample')
-    batch = {k: torch.stack([s[k] for s in items]) for k in ('frames', 'frame_index', 'n_frames', 'text')}
-    batch |= {k: torch.cat([s[k] for s in items]) for k in ('region_box', 'region_mask', 'region_text', 'region_fallback')}
-    batch['region_clip'] = torch.repeat_interleave(torch.arange(len(items)), torch.tensor([len(s['region_box']) for s in items]))
-    batch['name'] = [s['name'] for s in items]
+    names,captioned = [s['name'] for s in items],['text' in s for s in items]
+    if any(captioned)!=all(captioned): raise ValueError('a batch holds samples with captions and samples without; make one batch of each')
+    batch = {k: torch.stack([s[k] for s in items]) for k in ('frames', 'frame_index', 'n_frames')}
+    batch |= dict(name=names, clip_key=torch.tensor([stable_key(n) for n in names]))
+    if not all(captioned): return batch
+    batch['text'] = torch.stack([s['text'] for s in items])
+    batch |= {k: torch.cat([s[k] for s in items]) for k in ('region_box', 'region_mask', 'region_text', 'region_fallback', 'region_negative')}
+    count = torch.tensor([len(s['region_box']) for s in items])
+    batch['region_clip'] = torch.repeat_interleave(torch.arange(len(items)), count)
+    batch['region_key'] = torch.tensor([stable_key(n, j) for n,r in zip(names, count) for j in range(r)], dtype=torch.int64)
+    batch['region_negative_region'] = torch.cat([s['region_negative_region']+first for s,first in zip(items, count.cumsum(0)-count)])
     return batch
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #7508ebfd
