@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from vadnb.losses.contrastive import hard_negative, info_nce
 from vadnb.models.aggregate import grouped_mean, masked_mean, unit
-from vadnb.models.clip import CLIP, clip_tokenizer, last_block_input, region_features
+from vadnb.models.clip import CLIP, clip_tokenizer, last_block_input, region_features, stretch_positions
 
 def close(a, b, atol, rtol): torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
 
@@ -79,6 +79,26 @@ def test_text(roi):
     text = model.encode_text(gold['text.input_ids'])
     close(text, gold['text.raw'], **tol)
     close(unit(text), gold['text.norm'], **tol)
+
+def test_stretched_positions(roi, shared):
+    facts = json.loads((shared/'golden'/'fgclip'/'text_pos_stretch.json').read_text())
+    gold = load_file(shared/'golden'/'fgclip'/'text_pos_stretch.safetensors')
+    for name, case in facts['cases'].items():
+        table, want = gold[f'{name}.table'], gold[f'{name}.stretched']
+        assert want.shape == (case['new_length'], case['dim'])
+        close(stretch_positions(table, facts['keep'], facts['factor']), want, atol=facts['tolerance']['atol'], rtol=0)
+        # and through weights whose short table this is
+        weights = load_file(shared/'golden'/'fgclip'/'fgclip_roi_weights.safetensors') | {'text_model.embeddings.position_embedding.weight': table}
+        model = CLIP(roi[0]['clip_config'], long_text=True)
+        assert model.load_reference(weights) == []
+        close(model.long_position_embedding.weight.detach(), want, atol=facts['tolerance']['atol'], rtol=0)
+
+@pytest.mark.parametrize('chunk', [1, 3, 8])
+def test_regions_of_a_clip_in_chunks(roi, chunk):
+    _, gold, model, tol = roi
+    out = model.encode_frames(gold['video.pixel_values'], boxes=gold['video.boxes'], frame_of_box=torch.arange(8), chunk=chunk)
+    close(out.image, gold['video.frame_global_raw'], **tol)
+    close(out.region[1:], gold['video.frame_region_raw'][1:], **tol)
 
 def losses_facts(shared): return json.loads((shared/'golden'/'fgclip'/'fgclip_losses.json').read_text())
 

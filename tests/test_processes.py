@@ -170,7 +170,7 @@ def world(tmp_path_factory):
 def fgclip_words(world, folder, name, batch, accumulate):
     return ['--data_root', str(world.root), '--runs', str(folder), '--name', name, '--data.frames', '4', '--data.size', '[32,32]', '--train.batch_size', str(batch), '--train.accumulate', str(accumulate),
             '--train.steps', '3', '--train.workers', '0', '--train.log_every', '1', '--train.unit', 'step', '--train.evaluate_every', '3', '--train.save_every', '3', '--train.trackers', '[]', '--train.device', 'cpu',
-            '--optim.name', 'sgd', '--optim.lr', '0.01', '--optim.warmup', '0']
+            '--optim.name', 'sgd', '--optim.lr', '0.01', '--optim.warmup', '0', '--bank.regions', '5', '--bank.clips', '11', '--bank.warmup', '1']
 
 def train_fgclip(*words):
     from vadnb.systems.registry import load_config
@@ -178,13 +178,17 @@ def train_fgclip(*words):
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_fgclip_in_two_processes(tmp_path, world, accumulate):
-    "Contrastive losses see the clips and the regions of both, however unevenly the regions fall"
+    "Contrastive losses see the clips and the regions of both, however unevenly the regions fall; the banks hold the same rows in the same order"
     train_fgclip(world, tmp_path, 'one', 4, accumulate)
     together(tmp_path/'two', train_fgclip, world, tmp_path, 'two', 2, accumulate)
     close(parameters(tmp_path/'one'), parameters(tmp_path/'two'))
     a,b = (rows(tmp_path/n, 'train') for n in ('one', 'two'))
     assert [r['loss'] for r in a]==pytest.approx([r['loss'] for r in b], abs=1e-4)
     assert [r['candidates/global'] for r in a]==[r['candidates/global'] for r in b]
+    assert a[-1]['candidates/global']>4, 'the bank was not read'
+    banks = [{k: v for k,v in parameters(tmp_path/n).items() if k.startswith('memory.')} for n in ('one', 'two')]
+    assert {k for k,v in banks[0].items() if not v.is_floating_point() and not torch.equal(v, banks[1][k])}==set()
+    assert banks[0]['memory.region.count']>0 and banks[0]['memory.global.count']==11
     spread = regions_per_rank(world)
     assert any(x!=y for x,y in spread) and any(0 in pair for pair in spread), 'this test wants batches with regions in one process only'
 

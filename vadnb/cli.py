@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DISK', 'command', 'parameter_comments', 'parameter_types', 'command_parser', 'part_words', 'train',
-           'needed', 'quiet', 'metric_rows', 'print_metrics', 'eval_', 'predict', 'verify', 'lr_find', 'report',
-           'convert', 'demo', 'ended', 'metrics_of', 'usage', 'takes_overrides', 'configuration_of', 'show_help',
-           'print_config', 'run', 'complain', 'close_output', 'main']
+           'needed', 'quiet', 'aligned', 'metric_rows', 'class_rows', 'print_metrics', 'eval_', 'predict',
+           'read_prompts', 'verify', 'lr_find', 'report', 'convert', 'demo', 'ended', 'metrics_of', 'usage',
+           'takes_overrides', 'configuration_of', 'show_help', 'print_config', 'run', 'complain', 'close_output',
+           'main']
 
 # %% ../nbs/70_cli.ipynb #f12712a2
-import contextlib, dataclasses, errno, inspect, os, re, sys, time, typing, warnings
+import contextlib, dataclasses, errno, inspect, json, os, re, sys, time, typing, warnings
 from pathlib import Path
 from .config import config_changes
 from .config import find_config
@@ -124,20 +125,37 @@ def quiet():
     warnings.showwarning = lambda message, category, *_, **__: category.__module__.startswith('vadnb') and print(f'vadnb: warning: {message}', file=sys.stderr)
 
 # %% ../nbs/70_cli.ipynb #572d6f5b
-def metric_rows(
-    metrics:dict, # metric → value, 'baseline/<metric>/<name>' → value
-)->list: # rows of text
-    "A table of metrics, each with its trivial baselines"
-    names = [k for k in metrics if '/' not in k]
-    kinds = list(dict.fromkeys(k.split('/')[2] for k in metrics if k.startswith('baseline/')))
-    rows = [['metric', 'model', *(k.replace('_', ' ') for k in kinds)]]
-    rows += [[n.replace('_', ' '), f'{metrics[n]:.3f}', *(f"{metrics[key]:.3f}" if (key := f'baseline/{n}/{k}') in metrics else '' for k in kinds)] for n in names]
+def aligned(
+    rows, # equally long rows of text, the head first
+)->list: # lines
+    "A table: the first column to the left, the others to the right"
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return ['  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, widths))).rstrip() for r in rows]
 
+def metric_rows(
+    metrics:dict, # metric → value, 'baseline/<metric>/<name>' → value
+)->list: # lines
+    "A table of metrics, each with its trivial baselines and, where it is known, its interval"
+    names = [k for k in metrics if '/' not in k or k.startswith('map')]
+    baselines = {tuple(k[9:].rsplit('/', 1)): v for k,v in metrics.items() if k.startswith('baseline/')}
+    kinds,value = list(dict.fromkeys(k for _,k in baselines)), lambda v: '' if v is None else f'{v:.3f}'
+    between = lambda n: f"{metrics[f'interval/{n}/low']:.3f} to {metrics[f'interval/{n}/high']:.3f}" if f'interval/{n}/low' in metrics else ''
+    rows = [[n.replace('_', ' '), value(metrics[n]), between(n), *(value(baselines.get((n, k))) for k in kinds)] for n in names]
+    rows.insert(0, ['metric', 'model', '95 % interval', *(k.replace('_', ' ') for k in kinds)])
+    return aligned(rows if any(r[2] for r in rows[1:]) else [r[:2]+r[3:] for r in rows])
+
+def class_rows(
+    metrics:dict, # 'class_auc/<class>' and its companions
+)->list: # lines; none where there are no classes
+    "A table of classes: videos, AUC inside them, its interval"
+    names = [k[10:] for k in metrics if k.startswith('class_auc/')]
+    value = lambda *ks: ' to '.join(f'{metrics[k]:.3f}' for k in ks) if all(k in metrics for k in ks) else ''
+    rows = [[n, f"{metrics[f'class_videos/{n}']:.0f}", value(f'class_auc/{n}'), value(f'class_low/{n}', f'class_high/{n}'), value(f'class_auc_with_normal/{n}')] for n in names]
+    return aligned([['class', 'videos', 'AUC in its videos', '95 % interval', 'AUC with normal videos'], *rows]) if rows else []
+
 def print_metrics(metrics):
-    "Print a table of metrics"
-    if metrics: print('\n'.join(metric_rows(metrics)))
+    "Print metrics as tables"
+    if metrics: print('\n'.join(metric_rows(metrics)+(['', *rows] if (rows := class_rows(metrics)) else [])))
 
 # %% ../nbs/70_cli.ipynb #032e07cc
 @command
@@ -169,13 +187,15 @@ def predict(
     run:str='', # run folder
     which:str='best', # checkpoint: best, last or step-000100
     out:str='', # folder for the results; default: <run>/predictions
+    prompts:str='', # YAML file with texts per class, 'normal' among them; default: those of the run
+    overlay:bool=False, # also write each video with score, class, box and heat drawn into it
     overrides:list=(), # configuration keys, such as --score.stride 4
 ):
-    "Score videos with a trained run: JSON, CSV and a timeline for each"
+    "Score videos with a trained run: JSON, CSV, a timeline and a heat map for each"
     quiet()
     from vadnb.core import pick_device
     from vadnb.systems.registry import load_run
-    system,folder = load_run(needed('run', run), which, overrides)
+    system,folder = load_run(needed('run', run), which, [*overrides, *(['--score.prompts', json.dumps(read_prompts(prompts))] if prompts else [])])
     system.to(pick_device(system.cfg.train.device))
     stems = [Path(p).stem for p in inputs]
     twins = [p for p in inputs if stems.count(Path(p).stem)>1]
@@ -184,10 +204,21 @@ def predict(
         if not Path(path).exists(): raise DataError(f'{path}: no such video or folder')
     for path in inputs:
         found = system.predict(path)
-        files = found.save(out or Path(run)/'predictions')
-        print(f"{path}: {len(found.scores)} frames, highest score {found.scores.max():.3f}, {len(found.segments)} segments above {found.threshold:g}")
-        for s in found.segments: print(f"  {s['seconds'][0]:8.2f} s to {s['seconds'][1]:8.2f} s  {s['label']}  {s['score']:.3f}")
+        files = found.save(out or Path(run)/'predictions', overlay)
+        above = found.segments()
+        print(f"{path}: {len(found)} frames, highest score {found.scores.max():.3f}, {len(above)} segments from {found.threshold:g} on{'' if above else '; the most anomalous:'}")
+        for s in above or found.most_anomalous(3): print(f"  {s['seconds'][0]:8.2f} s to {s['seconds'][1]:8.2f} s  {s['label']}  {s['peak']:.3f}")
         print(f"  {', '.join(map(str, files))}")
+
+def read_prompts(
+    path, # YAML file
+)->dict: # class → list of texts
+    "Prompts from a file: a text or a list of texts per class; raises `ConfigError` with file and class"
+    values = read_yaml(path)
+    for k,v in values.items() if isinstance(values, dict) else ():
+        if not (v and (isinstance(v, str) or isinstance(v, list) and all(isinstance(t, str) and t.strip() for t in v))): raise ConfigError(f"{path}: '{k}' must be a text or a list of texts, found {v!r:.60}")
+    if not isinstance(values, dict) or 'normal' not in values or len(values)<2: raise ConfigError(f"{path}: must map classes to texts, with 'normal' and at least one other class")
+    return {str(k): [v] if isinstance(v, str) else v for k,v in values.items()}
 
 # %% ../nbs/70_cli.ipynb #2d6507d8
 @command
@@ -203,9 +234,10 @@ def verify(
     set_seed(cfg.seed)
     rows = cfg.build().verify()
     width = max(len(r[0]) for r in rows)
-    for what,ok,detail in rows: print(f"{'ok  ' if ok else 'FAIL'}  {what.ljust(width)}  {detail}")
-    print('ready to train' if all(r[1] for r in rows) else 'not ready')
-    return 0 if all(r[1] for r in rows) else 1
+    for what,ok,detail in rows: print(f"{ {True: 'ok', None: 'warn', False: 'FAIL'}[ok]:6}{what.ljust(width)}  {detail}")
+    ready = not any(ok is False for _,ok,_ in rows)
+    print('ready to train' if ready else 'not ready')
+    return 0 if ready else 1
 
 @command
 def lr_find(
@@ -244,22 +276,30 @@ def report(
 
 @command
 def convert(
-    what:str, # skeleton: a folder of videos to an annotation to fill in; ucf-annotation: the official test list to JSON
-    source:str, # folder of videos, or annotation file
+    what:str, # skeleton, ucf-annotation, xd-annotation or ucf-boxes
+    source:str, # folder of videos (skeleton), annotation list, or pickle of boxes
     target:str, # JSON file to write; must not exist
+    captions:str='', # ucf-boxes: UCA's JSON of sentences
+    normal:str='', # xd-annotation: text file with a normal video per line, and its number of frames where it is known
+    fps:float=30., # ucf-boxes: frames per second of the videos, because sentences are given in seconds
 ):
     "Turn data of others into files that vadnb reads"
+    from vadnb.data import convert as c
+    kinds = ['skeleton', 'ucf-annotation', 'xd-annotation', 'ucf-boxes']
+    if what not in kinds: raise ConfigError(f"command line: cannot convert '{what}' (there are: {', '.join(kinds)}){did_you_mean(what, kinds)}")
+    for key,given,kind in (('captions', captions, 'ucf-boxes'), ('normal', normal, 'xd-annotation')):
+        if given and what!=kind: raise ConfigError(f"command line: '--{key}' belongs to {kind}, and nothing in {what} would read it; remove it")
     if Path(target).exists(): raise DataError(f'{target}: exists already; choose another name or remove it')
     if what=='skeleton':
         from vadnb.data.ucf_crime import write_skeleton
-        path = write_skeleton(source, target)
-        print(f'{path}: fill in captions and regions; videos without regions count as normal')
-    elif what=='ucf-annotation':
-        from vadnb.data.ucf_crime import read_annotation
-        found = read_annotation(source)
-        path = write_json(target, {k: {'class': v.cls, 'segments': [list(map(int, s)) for s in v.segments]} for k,v in found.items()})
-        print(f'{path}: {len(found)} videos, {sum(len(v.segments) for v in found.values())} segments, frames half-open')
-    else: raise ConfigError(f"command line: cannot convert '{what}' (there are: skeleton, ucf-annotation){did_you_mean(what, ['skeleton', 'ucf-annotation'])}")
+        print(f'{write_skeleton(source, target)}: fill in captions and regions; videos without regions count as normal')
+    elif what=='ucf-boxes':
+        if not captions: raise ConfigError("command line: '--captions' is missing; give the JSON of UCA sentences that belongs to these videos")
+        found = c.from_boxes_and_captions(c.read_box_pickle(source), c.read_narration(captions), fps)
+        print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['bbox_info']) for v in found)} regions")
+    else:
+        found = c.from_ucf_annotation(source) if what=='ucf-annotation' else c.from_xd_annotation(source, c.read_normal(normal) if normal else ())
+        print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['segments']) for v in found.values())} segments, frames half-open")
 
 # %% ../nbs/70_cli.ipynb #cda88aad
 @command

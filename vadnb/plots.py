@@ -6,7 +6,8 @@
 __all__ = ['INK', 'MUTED', 'GRID', 'SERIES', 'OTHER', 'FAULT', 'DASHES', 'THEME', 'MOST_TICKS', 'new_figure', 'quiet', 'words',
            'short', 'figure_bytes', 'save_figure', 'inline_svg', 'as_number', 'columns', 'thin', 'Series', 'Panel',
            'panels', 'draw_series', 'events', 'draw_events', 'wide', 'draw_panel', 'legend', 'pick_panels', 'curves',
-           'as_segments', 'draw_strip', 'timeline', 'frame_strip', 'heat_overlay', 'rate_curve']
+           'as_segments', 'draw_strip', 'clock', 'time_axis', 'timeline', 'block_means', 'class_stack', 'draw_boxes',
+           'draw_heat', 'heat_bar', 'frame_strip', 'heat_overlay', 'rate_curve']
 
 # %% ../nbs/01_plots.ipynb #0def051a
 import math, re
@@ -369,33 +370,92 @@ def draw_strip(
                                           va='center', fontsize=6.5, color='white', clip_on=True, parse_math=False)
     ax.set_yticks(range(len(rows)), [name for name,_,_ in rows]); ax.set_ylim(len(rows)-.5, -.5)
 
+def clock(
+    seconds:float, # from the first frame
+)->str: # such as 2:05.3
+    "Minutes and seconds, to a tenth"
+    tenths = round(seconds*10)
+    return f'{tenths//600}:{tenths%600/10:04.1f}'
+
+def time_axis(
+    ax, # matplotlib Axes whose horizontal axis counts frames
+    fps:float|None, # frames per second; None leaves frames
+):
+    "Label frames as minutes and seconds where the rate is known"
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    if fps: ax.xaxis.set_major_formatter(FuncFormatter(lambda f, _: clock(f/fps)))
+    ax.set_xlabel('minutes:seconds' if fps else 'frame', labelpad=1)
+
 def timeline(
     scores, # anomaly score per frame, (N,)
     segments=None, # predicted, see `as_segments`
     fps:float|None=None, # frames per second, for an axis in minutes and seconds
     truth=None, # annotated, see `as_segments`
     title:str='', # name of the video
+    threshold:float|None=None, # score from which a frame is reported, drawn as a line
+    fig=None, # Figure or SubFigure to draw into; None makes one
 ): # matplotlib Figure
     "Scores over time with truth shaded and predicted segments below. Raises `DataError` for scores that are no (N,) finite numbers"
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
     scores = np.asarray(scores, float)
     if scores.ndim!=1 or not len(scores): raise DataError(f'timeline: scores must be one number per frame, (N,), found shape {scores.shape}')
     if not np.isfinite(scores).all(): raise DataError(f'timeline: the score of frame {np.flatnonzero(~np.isfinite(scores))[0]} is not finite')
     predicted,true = as_segments(segments, len(scores)), as_segments(truth, len(scores), 'truth')
     strip = [(n, c, s) for n,c,s,given in (('truth', MUTED, true, truth), ('predicted', SERIES[0], predicted, segments)) if given is not None]
-    fig = new_figure(7, 1.7+.22*len(strip))
+    if fig is None: fig = new_figure(7, 1.7+.22*len(strip))
     ax,*below = fig.subplots(1+bool(strip), 1, sharex=True, squeeze=False, height_ratios=[1.4]+[.22*len(strip)]*bool(strip)).flatten()
     for a in (ax, *below): quiet(a, grid=a is ax)
     for s,e,_ in true: ax.axvspan(s, e, color=MUTED, alpha=.16, lw=0)
     draw_series(ax, Series('score', np.arange(len(scores))+.5, scores))
+    if threshold is not None: ax.axhline(threshold, color=MUTED, lw=.9, ls=DASHES[0], zorder=1.5)
     if below: draw_strip(below[0], strip)
     if scores.min()>=0 and scores.max()<=1: ax.set_ylim(-.03, 1.03)
     ax.set_xlim(0, len(scores)); ax.set_ylabel('score')
     ax.set_title(words(title, 80), loc='left', fontsize=8.5, color=INK, fontweight='bold', parse_math=False)
-    last = below[0] if below else ax
-    last.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    if fps: last.xaxis.set_major_formatter(FuncFormatter(lambda f, _: f'{int(f/fps)//60}:{f/fps%60:04.1f}'))
-    last.set_xlabel('minutes:seconds' if fps else 'frame', labelpad=1)
+    time_axis(below[0] if below else ax, fps)
+    return fig
+
+# %% ../nbs/01_plots.ipynb #895caefc
+def block_means(
+    values, # one row per frame, (N, C)
+    most:int=160, # most rows kept
+)->tuple: # edges of the blocks in frames, (M+1,), and their means, (M, C)
+    "Shorten rows to at most `most` blocks of nearly equal length by averaging"
+    edges = np.linspace(0, len(values), min(len(values), most)+1).round().astype(int)
+    return edges, np.add.reduceat(np.asarray(values, float), edges[:-1])/np.diff(edges)[:,None]
+
+# %% ../nbs/01_plots.ipynb #74d8762c
+def class_stack(
+    probabilities, # class probabilities per frame, (N, C)
+    classes, # C names
+    fps:float|None=None, # frames per second, for an axis in minutes and seconds
+    below:str='normal', # the class drawn in grey at the bottom, if it is there
+    most:int=5, # classes with a colour of their own
+    title:str='', # name of the video
+    fig=None, # Figure or SubFigure to draw into; None makes one
+): # matplotlib Figure
+    "Class probabilities over time, stacked. Raises `DataError` when names and columns do not match"
+    p,classes = np.asarray(probabilities, float), list(classes)
+    if p.ndim!=2 or not len(p) or p.shape[1]!=len(classes): raise DataError(f'class_stack: probabilities must be (frames, {len(classes)}) for {len(classes)} classes, found {p.shape}')
+    edges,p = block_means(p)
+    others = [i for i,c in enumerate(classes) if c!=below]
+    # by their peak: an event may be short
+    shown = sorted(sorted(others, key=lambda i: -p[:,i].max())[:most])
+    rest = [i for i in others if i not in shown]
+    bands = [(words(classes[i], 24), p[:,i], GRID) for i in range(len(classes)) if i not in others]
+    bands += [(words(classes[i], 24), p[:,i], SERIES[k%len(SERIES)]) for k,i in enumerate(shown)]
+    if rest: bands.append((f'{len(rest)} other', p[:,rest].sum(1), MUTED))
+    if fig is None: fig = new_figure(7, 1.7)
+    ax,floor = quiet(fig.subplots(), grid=False), np.zeros(len(p))
+    for name,height,colour in bands:
+        ax.stairs(floor+height, edges, baseline=floor, fill=True, color=colour, lw=0, label=name)
+        floor = floor+height
+    ax.set_xlim(0, edges[-1]); ax.set_ylim(0, max(1, floor.max())); ax.set_ylabel('probability')
+    time_axis(ax, fps)
+    ax.set_title(words(title, 80), loc='left', fontsize=8.5, color=INK, fontweight='bold', parse_math=False)
+    handles,names = ax.get_legend_handles_labels()
+    box = ax.legend(handles[::-1], names[::-1], loc='center left', bbox_to_anchor=(1, .5), fontsize=7, frameon=False, labelcolor=MUTED, handlelength=1)
+    for text in box.get_texts(): text.set_parse_math(False)
     return fig
 
 # %% ../nbs/01_plots.ipynb #9b755c39
@@ -404,32 +464,77 @@ def _image(frame, what):
     if frame.ndim!=3 or frame.shape[-1]!=3: raise DataError(f'{what}: a frame must be (H, W, 3), found {frame.shape}; tensors of (3, H, W) need permute(1, 2, 0)')
     return frame if frame.dtype==np.uint8 else np.clip(frame, 0, 1)
 
+def draw_boxes(
+    ax, # matplotlib Axes that shows a frame, in pixels
+    boxes, # (4,) or (K, 4), normalised xyxy; a row of NaN is no box
+    size, # (height, width) of the frame
+):
+    "Boxes as a coloured line on a white one"
+    from matplotlib.patches import Rectangle
+    h,w = size
+    for box in np.atleast_2d(np.asarray(boxes, float)):
+        if np.isnan(box).any(): continue
+        x,y,width,height = box[0]*w, box[1]*h, (box[2]-box[0])*w, (box[3]-box[1])*h
+        for colour,line in (('white', 2.2), (OTHER, 1.2)): ax.add_patch(Rectangle((x, y), width, height, fill=False, ec=colour, lw=line))
+
+def draw_heat(
+    ax, # matplotlib Axes that shows a frame, in pixels
+    heat, # (h, w), finite; each cell covers its share of the frame
+    size, # (height, width) of the frame
+    scale, # matplotlib Normalize
+): # the image drawn, for a colour bar
+    "A map over the frame, more opaque where it is hotter"
+    return ax.imshow(heat, extent=(0, size[1], size[0], 0), cmap='inferno', norm=scale, alpha=.1+.6*np.ma.filled(scale(heat), 0), interpolation='bilinear')
+
+def heat_bar(
+    fig, # matplotlib Figure or SubFigure
+    shown, # image drawn by `draw_heat`
+    ax, # the Axes beside which it stands, one or several
+    fraction:float=.04, # their width that it takes
+):
+    "The scale of a map"
+    bar = fig.colorbar(shown, ax=ax, fraction=fraction, pad=.02)
+    bar.outline.set_visible(False); bar.solids.set_alpha(1); bar.ax.tick_params(colors=MUTED, labelsize=7, length=0)
+
+def _heat(heat, what):
+    heat = np.asarray(heat, float)
+    if heat.ndim!=2: raise DataError(f'{what}: heat must be (h, w), found {heat.shape}')
+    if not np.isfinite(heat).all(): raise DataError(f'{what}: {int((~np.isfinite(heat)).sum())} of {heat.size} values are not finite')
+    return heat
+
+# %% ../nbs/01_plots.ipynb #0d444f1d
 def frame_strip(
     frames, # (N, H, W, 3) uint8, or float in [0, 1]
     boxes=None, # per frame: None, (4,) or (K, 4), normalised xyxy; a row of NaN is no box
     labels=None, # text under each frame
     across:int=6, # frames side by side
     size:float=1.4, # width of a frame in inches
+    heats=None, # per frame: None or a map (h, w), all drawn on one scale
+    low:float|None=None, # value drawn cold; None for the lowest of all maps
+    high:float|None=None, # value drawn hot; None for the highest of all maps
+    fig=None, # Figure or SubFigure to draw into; None makes one
 ): # matplotlib Figure
     "A contact sheet. Raises `DataError` when shapes do not fit"
-    from matplotlib.patches import Rectangle
+    from matplotlib.colors import Normalize
     frames = [_image(f, 'frame_strip') for f in frames]
     if not frames: raise DataError('frame_strip: no frame to show')
-    for name,given in (('boxes', boxes), ('labels', labels)):
+    for name,given in (('boxes', boxes), ('labels', labels), ('heats', heats)):
         if given is not None and len(given)!=len(frames): raise DataError(f'frame_strip: {len(given)} {name} for {len(frames)} frames; give one per frame, None where there is none')
+    maps = [None if m is None else _heat(m, 'frame_strip') for m in ([None]*len(frames) if heats is None else heats)]
+    given,shown = [v for m in maps if m is not None for v in (m.min(), m.max())], None
+    scale = Normalize(min(given, default=0) if low is None else low, max(given, default=1) if high is None else high, clip=True)
     across = min(across, len(frames)); down = -(-len(frames)//across)
     h,w = frames[0].shape[:2]
-    fig = new_figure(size*across, (size*h/w+(.18 if labels is not None else 0))*down+.05)
+    if fig is None: fig = new_figure(size*across, (size*h/w+(.18 if labels is not None else 0))*down+.05)
     axes = fig.subplots(down, across, squeeze=False).flatten()
     for ax in axes: ax.set_axis_off()
     for i,(ax,frame) in enumerate(zip(axes, frames)):
         h,w = frame.shape[:2]
         ax.imshow(frame, extent=(0, w, h, 0), interpolation='antialiased')
-        for box in [] if boxes is None or boxes[i] is None else np.atleast_2d(np.asarray(boxes[i], float)):
-            if np.isnan(box).any(): continue
-            x,y,width,height = box[0]*w, box[1]*h, (box[2]-box[0])*w, (box[3]-box[1])*h
-            for colour,line in (('white', 2.2), (OTHER, 1.2)): ax.add_patch(Rectangle((x, y), width, height, fill=False, ec=colour, lw=line))
+        if maps[i] is not None: shown = draw_heat(ax, maps[i], (h, w), scale)
+        if boxes is not None and boxes[i] is not None: draw_boxes(ax, boxes[i], (h, w))
         if labels is not None: ax.text(.5, -.03, words(labels[i], 26), transform=ax.transAxes, ha='center', va='top', fontsize=7, color=MUTED, parse_math=False)
+    if shown is not None: heat_bar(fig, shown, list(axes), .02)
     return fig
 
 # %% ../nbs/01_plots.ipynb #d72e4141
@@ -442,17 +547,13 @@ def heat_overlay(
 ): # matplotlib Figure
     "An anomaly map over its image. Raises `DataError` for a map that is not (h, w) or not finite"
     from matplotlib.colors import Normalize
-    frame,heat = _image(frame, 'heat_overlay'), np.asarray(heat, float)
-    if heat.ndim!=2: raise DataError(f'heat_overlay: heat must be (h, w), found {heat.shape}')
-    if not np.isfinite(heat).all(): raise DataError(f'heat_overlay: {int((~np.isfinite(heat)).sum())} of {heat.size} values are not finite')
+    frame,heat = _image(frame, 'heat_overlay'), _heat(heat, 'heat_overlay')
     scale = Normalize(heat.min() if low is None else low, heat.max() if high is None else high, clip=True)
     h,w = frame.shape[:2]
     fig = new_figure(3.4, 2.9*h/w+.25)
     ax = fig.subplots(); ax.set_axis_off()
     ax.imshow(frame, extent=(0, w, h, 0), interpolation='antialiased')
-    shown = ax.imshow(heat, extent=(0, w, h, 0), cmap='inferno', norm=scale, alpha=.1+.6*np.ma.filled(scale(heat), 0), interpolation='bilinear')
-    bar = fig.colorbar(shown, ax=ax, fraction=.04, pad=.02)
-    bar.outline.set_visible(False); bar.solids.set_alpha(1); bar.ax.tick_params(colors=MUTED, labelsize=7, length=0)
+    heat_bar(fig, draw_heat(ax, heat, (h, w), scale), ax)
     ax.set_title(words(title, 60), loc='left', fontsize=8.5, color=INK, fontweight='bold', parse_math=False)
     return fig
 

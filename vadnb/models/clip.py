@@ -5,22 +5,26 @@
 # %% auto #0
 __all__ = ['SIZES', 'read_bpe', 'clean_text', 'ClipTokenizer', 'tensor_of', 'clip_tokenizer', 'clip_config', 'last_block_input',
            'value_tokens', 'as_map', 'cell_weights', 'region_features', 'text_features', 'FrameFeatures', 'CLIP',
-           'normalise_frames', 'encode_frames', 'parameter_parts', 'read_weights', 'copy_weights', 'load_reference',
-           'clip_from_folder']
+           'normalise_frames', 'encode_text', 'encode_frames', 'parameter_parts', 'chunk_rows', 'encode_chunks',
+           'weights_file', 'read_weights', 'load_reference', 'folder_size', 'clip_from_weights', 'clip_from_folder']
 
 # %% ../../nbs/models/20_clip.ipynb #0f158e91
-import gzip, html, math, re
+import copy, gzip, html, math, re, warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn
+from fastcore.basics import patch
 from torch import Tensor
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, read_json
 from .aggregate import at_least_float32
+from .clip_weights import clip_shape, common_names, copy_weights, stretch_positions
 
 # %% ../../nbs/models/20_clip.ipynb #a78d8089
 def read_bpe(
@@ -220,15 +224,18 @@ def region_features(
 def text_features(
     clip:CLIPModel, # the model
     ids:Tensor, # rows of ids, each with an end token, (n, L) with L up to the text positions
+    positions:Tensor|None=None, # another position table, (positions, D); default: the model's own
+    projection:nn.Module|None=None, # another projection, D to P; default: `text_projection`
 )->Tensor: # raw text features, (n, P)
-    "Text features at the first end token, through `text_projection`"
-    config = clip.config.text_config
-    if ids.shape[1]>config.max_position_embeddings:
-        raise ConfigError(f'captions have {ids.shape[1]} positions, the text encoder has {config.max_position_embeddings}; make the tokenizer with that max_length')
+    "Text features at the first end token, projected"
+    config,fits = clip.config.text_config, len(clip.text_model.embeddings.position_embedding.weight if positions is None else positions)
+    if ids.shape[1]>fits: raise ConfigError(f'captions have {ids.shape[1]} positions, the text encoder has {fits}; make the tokenizer with that max_length')
     # attention cannot reshape an empty batch; one end token, encoded and dropped, keeps the result connected to the weights
-    if len(ids)==0: return text_features(clip, ids.new_full((1,1), config.eos_token_id))[:0]
+    if len(ids)==0: return text_features(clip, ids.new_full((1,1), config.eos_token_id), positions, projection)[:0]
     if not (ids==config.eos_token_id).any(1).all(): raise ValueError(f'a row of ids has no end token {config.eos_token_id}')
-    return clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
+    own = {} if positions is None else {'embeddings.position_embedding.weight': positions}
+    out = functional_call(clip.text_model, own, kwargs=dict(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None]))
+    return (projection or clip.text_projection)(out.pooler_output)
 
 # %% ../../nbs/models/20_clip.ipynb #68b8ca36
 class FrameFeatures(NamedTuple):
@@ -245,17 +252,22 @@ class CLIP(nn.Module):
         image_size:int|None=None, # side in pixels of the square that the position table covers; default: the size's own
         log_scale:float=math.log(100), # starting value of every log scale; math.log(1/.07) suits random weights
         hard_negative:bool=False, # also make the scale of the hard-negative loss
+        long_text:bool=False, # also make the position table and the projection of long captions
     ):
         super().__init__()
         self.clip = CLIPModel(clip_config(size, image_size))
         self.roi_projection = nn.Linear(*reversed(self.clip.visual_projection.weight.shape), bias=False)
         self.region_logit_scale = nn.Parameter(torch.empty(()))
         if hard_negative: self.hard_negative_logit_scale = nn.Parameter(torch.empty(()))
-        self.register_buffer('mean', 255*torch.tensor([.48145466,.4578275,.40821073])[:,None,None], persistent=False)
-        self.register_buffer('std', 255*torch.tensor([.26862954,.26130258,.27577711])[:,None,None], persistent=False)
+        for name,values in (('mean', [.48145466,.4578275,.40821073]), ('std', [.26862954,.26130258,.27577711])):
+            self.register_buffer(name, 255*torch.tensor(values)[:,None,None], persistent=False)
+        self.long_text,self.unused_weights = long_text,[] # names in loaded weights that had no place here
         with torch.no_grad():
             self.roi_projection.weight.copy_(self.clip.visual_projection.weight)
             for p in self.scales().values(): p.fill_(log_scale)
+            if long_text:
+                self.long_position_embedding = nn.Embedding.from_pretrained(stretch_positions(self.clip.text_model.embeddings.position_embedding.weight), freeze=False)
+                self.text_filip_projection = copy.deepcopy(self.clip.text_projection)
 
     @property
     def logit_scale(self): return self.clip.logit_scale # log scale of the global loss
@@ -264,32 +276,42 @@ class CLIP(nn.Module):
     @property
     def dim(self): return self.clip.config.projection_dim # P, the size of every feature
 
-    def scales(self):
-        "Log scales by loss: global, region, and hard_negative where that loss is in use"
-        named = {'global': self.clip.logit_scale, 'region': self.region_logit_scale, 'hard_negative': getattr(self, 'hard_negative_logit_scale', None)}
-        return {k:p for k,p in named.items() if p is not None}
-
-    @torch.no_grad()
-    def clamp_scales(self):
-        "Keep every scale at or below 100; call it after each optimizer step"
-        for p in self.scales().values(): p.clamp_(max=math.log(100))
-
-    def checkpoint_gradients(self, on:bool=True):
-        "Recompute block activations in the backward pass instead of storing them"
-        verb,args = ('enable', [dict(use_reentrant=False)]) if on else ('disable', [])
-        # transformers renames this switch between its minor versions
-        names = [n for n in (f'activation_checkpointing_{verb}', f'gradient_checkpointing_{verb}') if hasattr(self.clip, n)]
-        getattr(self.clip, names[0])(*args)
-
-    def parts(self): return parameter_parts(self)
     def normalise(self, frames): return normalise_frames(frames, self.mean, self.std, self.clip.visual_projection.weight.dtype)
-    def dense_map(self, x, grid, head='visual'): return as_map(self.head(head)(value_tokens(self.clip.vision_model, x)), grid)
-    def head(self, name): return {'visual': self.clip.visual_projection, 'roi': self.roi_projection}[name]
-    def encode_text(self, ids): return text_features(self.clip, ids)
+    def encode_text(self, ids, long=False): return encode_text(self, ids, long)
     def encode_frames(self, frames, **wanted): return encode_frames(self, frames, **wanted)
     def load_reference(self, weights): return load_reference(self, weights)
     @classmethod
+    def from_weights(cls, path, size=None, activation=None, **kwargs): return clip_from_weights(cls, path, size, activation, **kwargs)
+    @classmethod
     def from_folder(cls, folder, **kwargs): return clip_from_folder(cls, folder, **kwargs)
+
+# %% ../../nbs/models/20_clip.ipynb #133034d1
+@patch
+def scales(self:CLIP):
+    "Log scales by loss: global, region, and hard_negative where that loss is in use"
+    named = {'global': self.clip.logit_scale, 'region': self.region_logit_scale, 'hard_negative': getattr(self, 'hard_negative_logit_scale', None)}
+    return {k:p for k,p in named.items() if p is not None}
+
+@patch
+@torch.no_grad()
+def clamp_scales(self:CLIP):
+    "Keep every scale at or below 100; call it after each optimizer step"
+    for p in self.scales().values(): p.clamp_(max=math.log(100))
+
+@patch
+def parts(self:CLIP): return parameter_parts(self)
+@patch
+def head(self:CLIP, name): return {'visual': self.clip.visual_projection, 'roi': self.roi_projection}[name]
+@patch
+def dense_map(self:CLIP, x, grid, head='visual'): return as_map(self.head(head)(value_tokens(self.clip.vision_model, x)), grid)
+
+@patch
+def checkpoint_gradients(self:CLIP, on:bool=True):
+    "Recompute block activations in the backward pass instead of storing them"
+    verb,args = ('enable', [dict(use_reentrant=False)]) if on else ('disable', [])
+    # transformers renames this switch between its minor versions
+    names = [n for n in (f'activation_checkpointing_{verb}', f'gradient_checkpointing_{verb}') if hasattr(self.clip, n)]
+    getattr(self.clip, names[0])(*args)
 
 # %% ../../nbs/models/20_clip.ipynb #bcc40740
 def normalise_frames(
@@ -305,6 +327,17 @@ def normalise_frames(
     if frames.dtype!=torch.uint8: raise ValueError(f'frames must be uint8 or float, found {frames.dtype}')
     return ((frames.float()-mean)/std).to(dtype)
 
+# %% ../../nbs/models/20_clip.ipynb #f3d62dfc
+def encode_text(
+    model:CLIP, # the model
+    ids:Tensor, # rows of ids, each with an end token, (n, L); L up to 77, or up to 248 with `long`
+    long:bool=False, # the stretched positions and `text_filip_projection`; short and region captions take the original ones
+)->Tensor: # raw text features, (n, P)
+    "Features of captions, by the way that FG-CLIP has for their kind"
+    if not long: return text_features(model.clip, ids)
+    if not model.long_text: raise ConfigError('long captions are asked of a CLIP without positions for them; make it with long_text=True')
+    return text_features(model.clip, ids, model.long_position_embedding.weight, model.text_filip_projection)
+
 # %% ../../nbs/models/20_clip.ipynb #6fd537bf
 def encode_frames(
     model:CLIP, # the model
@@ -315,24 +348,28 @@ def encode_frames(
     frame_of_box:Tensor|None=None, # row of `frames` of each box, (K,) int64
     head:str='roi', # projection of the dense map and the boxes: roi | visual
     reference:bool=False, # RoIAlign's sample count as FG-CLIP rounds it
-)->FrameFeatures: # image (N, P), dense (N, P, gh, gw), region (K, P); all raw, None where not asked for
+    dense_rows:Tensor|None=None, # want the dense map of these rows of `frames` only, (M,) int64
+    chunk:int|None=None, # encode at most so many frames at a time; default: all at once
+)->FrameFeatures: # image (N, P), dense (N or M, P, gh, gw), region (K, P); all raw, None where not asked for
     "Everything the vision side knows about some frames"
+    if chunk is not None: return encode_chunks(model, frames, chunk, image, dense, boxes, frame_of_box, dense_rows, dict(head=head, reference=reference))
     vision,res = model.clip.vision_model,{}
     pixels = model.normalise(frames)
     grid = (pixels.shape[-2]//model.patch_size, pixels.shape[-1]//model.patch_size)
     x = last_block_input(vision, pixels)
-    if image:
-        mixed = vision.encoder.layers[-1](x, None)[:,0]
-        res['image'] = model.clip.visual_projection(vision.post_layernorm(mixed))
-    if dense: res['dense'] = model.dense_map(x, grid, head)
-    if boxes is not None:
-        used,row = frame_of_box.to(x.device).unique(return_inverse=True)
-        cells = as_map(value_tokens(vision, x[used]), grid)
-        res['region'] = model.head(head)(region_features(cells, boxes.to(x.device), row, reference).to(x.dtype))
+    if image: res['image'] = model.clip.visual_projection(vision.post_layernorm(vision.encoder.layers[-1](x, None)[:,0]))
+    if dense or dense_rows is not None or boxes is not None:
+        none = torch.zeros(0, dtype=torch.long)
+        rows = dense_rows if dense_rows is not None else torch.arange(len(x)) if dense else none
+        used,place = torch.cat([rows.to(x.device), (none if boxes is None else frame_of_box).to(x.device)]).unique(return_inverse=True)
+        tokens = value_tokens(vision, x[used])
+        if dense or dense_rows is not None: res['dense'] = as_map(model.head(head)(tokens[place[:len(rows)]]), grid)
+        if boxes is not None:
+            res['region'] = model.head(head)(region_features(as_map(tokens, grid), boxes.to(x.device), place[len(rows):], reference).to(x.dtype))
     return FrameFeatures(**res)
 
 # %% ../../nbs/models/20_clip.ipynb #70dbc31e
-_PARTS = {'scales': r'(.*_)?logit_scale', 'text': r'text_model\..*', 'vision': r'vision_model\..*', 'projections': r'\w+_projection\.weight'}
+_PARTS = {'scales': r'(.*_)?logit_scale', 'text': r'text_model\..*|long_position_embedding\.weight', 'vision': r'vision_model\..*', 'projections': r'\w+_projection\.weight'}
 
 def parameter_parts(
     model:CLIP, # the model
@@ -345,72 +382,159 @@ def parameter_parts(
         res[fits[0]][name] = p
     return res
 
-# %% ../../nbs/models/20_clip.ipynb #cc9672c2
-def read_weights(
-    path, # a .safetensors or .bin file, or a folder with model.safetensors or pytorch_model.bin
-)->dict: # name -> tensor
-    "Tensors from disk, never code. Raises `CheckpointError` that names the file"
+# %% ../../nbs/models/20_clip.ipynb #e4a7e047
+def chunk_rows(
+    rows:Tensor|None, # rows of frames, in any order, (K,) int64
+    n_frames:int, # N
+    chunk:int, # frames per chunk
+)->tuple: # for each chunk the places in `rows` that lie in it, or None; and the order that puts their results back, (K,)
+    "Which of some frames each chunk has to look after"
+    starts = range(0, n_frames, chunk)
+    if rows is None: return [None]*len(starts), None
+    rows = rows.cpu() # one synchronisation here instead of one per chunk
+    mine = [((rows>=lo)&(rows<min(lo+chunk, n_frames))).nonzero().flatten() for lo in starts]
+    if sum(map(len, mine))!=len(rows): raise ValueError(f'rows of frames must lie in 0..{n_frames-1}, found {rows.min()}..{rows.max()}')
+    # when there is nothing to do at all, the first chunk does it: its empty result is connected to the weights
+    return [m if len(m) or (i==0 and not len(rows)) else None for i,m in enumerate(mine)], torch.cat(mine).argsort()
+
+# %% ../../nbs/models/20_clip.ipynb #76f45efe
+def encode_chunks(
+    model:CLIP, # the model
+    frames:Tensor, # uint8 frames, or float frames that are normalised already, (N, 3, H, W)
+    chunk:int, # frames to encode at a time
+    image, dense, boxes, frame_of_box, dense_rows, # as in `encode_frames`
+    rest:dict, # its other arguments
+)->FrameFeatures: # as `encode_frames` gives it
+    "`encode_frames` one chunk at a time; where gradients are wanted, each is encoded again in the backward pass"
+    if chunk<1: raise ValueError(f'chunk must be 1 or more, found {chunk}')
+    n,device = len(frames), model.mean.device.type
+    rest = dict(rest, image=image, dense=dense and dense_rows is None)
+    if n<=chunk: return encode_frames(model, frames, boxes=boxes, frame_of_box=frame_of_box, dense_rows=dense_rows, **rest)
+    (box_of,box_order),(row_of,row_order) = chunk_rows(None if boxes is None else frame_of_box, n, chunk), chunk_rows(dense_rows, n, chunk)
+    def run(lo, box, row):
+        mine = dict(rest)
+        if box is not None: mine |= dict(boxes=boxes[box], frame_of_box=frame_of_box[box]-lo)
+        if row is not None: mine |= dict(dense_rows=dense_rows[row]-lo)
+        with torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False):
+            return encode_frames(model, frames[lo:lo+chunk], **mine)
+    # without dropout nothing random happens inside, and keeping the generator's state would cost a copy per chunk
+    again = dict(use_reentrant=False, preserve_rng_state=model.clip.config.vision_config.attention_dropout>0)
+    parts = [checkpoint(run, *of, **again) if torch.is_grad_enabled() else run(*of) for of in zip(range(0, n, chunk), box_of, row_of)]
+    image,dense,region = ([v for v in vs if v is not None] for vs in zip(*parts))
+    join = lambda vs, order: None if not vs else torch.cat(vs) if order is None else torch.cat(vs)[order.to(vs[0].device)]
+    return FrameFeatures(join(image, None), join(dense, row_order), join(region, box_order))
+
+# %% ../../nbs/models/20_clip.ipynb #fb1e5ee6
+_FILES = ('model.safetensors', 'pytorch_model.bin', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
+
+def weights_file(
+    path, # a file, or a folder with one of the names that Hugging Face and open_clip use
+)->Path: # the file of weights
+    "The file that holds the tensors. Raises `CheckpointError` where there is none"
     path = Path(path)
     if path.is_dir():
-        found = [path/n for n in ('model.safetensors','pytorch_model.bin') if (path/n).is_file()]
-        if not found: raise CheckpointError(f'{path}: holds no weights; model.safetensors or pytorch_model.bin is needed')
-        path = found[0]
+        found = [path/n for n in _FILES if (path/n).is_file()]
+        if not found: raise CheckpointError(f'{path}: holds no weights; one of {", ".join(_FILES)} is needed')
+        return found[0]
     if not path.is_file(): raise CheckpointError(f'{path}: no such weights file or folder')
-    try: weights = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    return path
+
+# %% ../../nbs/models/20_clip.ipynb #cc9672c2
+_CONVERT = "save_file({k: v.contiguous() for k,v in torch.jit.load('FILE', map_location='cpu').state_dict().items()}, 'model.safetensors')"
+
+def read_weights(
+    path, # a file of tensors (.safetensors, or a .bin or .pt that torch.save wrote), or a folder with one
+)->dict: # name -> tensor
+    "Tensors from disk, never code. Raises `CheckpointError` that names the file"
+    path = weights_file(path)
+    try:
+        with warnings.catch_warnings(): # torch warns of an archive with code and then refuses it; one of the two is enough
+            warnings.simplefilter('ignore')
+            weights = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except (SafetensorError, OSError) as e: raise CheckpointError(f'{path}: not a readable safetensors file ({e})') from None
-    except Exception as e: raise CheckpointError(f'{path}: not a file of plain tensors ({type(e).__name__}); convert it to safetensors where you trust it') from None
+    except Exception as e:
+        if 'TorchScript' in str(e):
+            raise CheckpointError(f"{path}: a TorchScript archive, as OpenAI publishes its models, holds code and is not read; where you trust it, convert it with torch and safetensors: {_CONVERT.replace('FILE', path.name)}") from None
+        raise CheckpointError(f'{path}: not a file of plain tensors ({type(e).__name__}); convert it to safetensors where you trust it') from None
+    # open_clip's training keeps the optimizer beside the weights
+    if isinstance(weights, dict) and isinstance(weights.get('state_dict'), dict): weights = weights['state_dict']
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f'{path}: holds no state dict of tensors')
     return weights
 
-# %% ../../nbs/models/20_clip.ipynb #123fc527
-def copy_weights(
-    own:dict, # the tensors to fill, by the name they have in `weights`
-    weights:dict, # name -> tensor
-    source:str, # where they come from, for messages
-)->list: # names in `weights` that have no place in `own`
-    "Copy every tensor of `own` from `weights` in place, or change nothing and raise `CheckpointError`"
-    missing = [k for k in own if k not in weights]
-    if missing: raise CheckpointError(f'{source}: lacks {missing[0]}{f" and {len(missing)-1} more" if missing[1:] else ""}{did_you_mean(missing[0], weights)}')
-    for k,v in own.items():
-        if weights[k].shape!=v.shape:
-            raise CheckpointError(f'{source}: {k} has shape {tuple(weights[k].shape)}, the model needs {tuple(v.shape)}; choose the model size of these weights')
-        if weights[k].is_meta or not weights[k].isfinite().all(): raise CheckpointError(f'{source}: {k} holds values that are not finite')
-    with torch.no_grad():
-        for k,v in own.items(): v.copy_(weights[k])
-    return [k for k in weights if k not in own]
-
 # %% ../../nbs/models/20_clip.ipynb #77cb961f
+_STARTS = {'roi_projection.weight': 'visual_projection.weight', 'region_logit_scale': 'logit_scale', 'hard_negative_logit_scale': 'logit_scale', 'text_filip_projection.weight': 'text_projection.weight'}
+
 def load_reference(
     model:CLIP, # receives the weights
-    weights, # a state dict with `CLIPModel` names, a file, or a folder
-)->list: # names that were not used
-    "Load CLIP weights; region head and scales start from their global counterparts where the weights lack them"
-    source = 'state dict' if isinstance(weights, dict) else str(weights)
+    weights, # a state dict in a known layout, a file, or a folder
+    source:str|None=None, # where a state dict comes from, for messages
+)->list: # stored names that were not used
+    "Load CLIP weights; heads, scales and long positions start from their counterparts where the weights lack them"
+    source = source or ('state dict' if isinstance(weights, dict) else str(weights))
     if not isinstance(weights, dict): weights = read_weights(weights)
+    named = common_names(weights, source)
     own = {k.removeprefix('clip.'): v for k,v in model.state_dict().items()}
-    extra = {'roi_projection.weight': 'visual_projection.weight', 'region_logit_scale': 'logit_scale', 'hard_negative_logit_scale': 'logit_scale'}
-    filled = {k: weights[v] for k,v in extra.items() if k in own and v in weights} | weights
-    unused = copy_weights(own, filled, source)
+    filled = {k: named.tensors[v] for k,v in _STARTS.items() if k in own and v in named.tensors}
+    short = named.tensors.get('text_model.embeddings.position_embedding.weight')
+    if model.long_text and short is not None: filled['long_position_embedding.weight'] = stretch_positions(short.float())
+    copy_weights(own, filled | named.tensors, source)
     model.clamp_scales()
-    return unused
+    used = {stored for k in own for stored in named.sources.get(k, ())}
+    model.unused_weights = [k for k in weights if k not in used]
+    return model.unused_weights
+
+# %% ../../nbs/models/20_clip.ipynb #dd514ddc
+def folder_size(
+    file:Path, # a file of weights
+)->tuple: # a dict shaped like `transformers.CLIPConfig`, or None; and the activation, or None
+    "What the configuration beside the weights says of the architecture"
+    if file.name.startswith('open_clip_'): # open_clip's configuration names the activation; the rest is in the shapes
+        config = read_json(file.parent/'open_clip_config.json', CheckpointError)
+        return None, 'quick_gelu' if config.get('model_cfg', {}).get('quick_gelu') else 'gelu'
+    path = file.parent/'config.json'
+    if not path.is_file(): return None, None
+    config = read_json(path, CheckpointError)
+    if not isinstance(config, dict) or config.get('model_type', 'clip')!='clip': raise CheckpointError(f'{path}: model_type must be clip')
+    # published configs carry many keys of the base class; only the architecture is wanted
+    keep = lambda part, kind: {k:v for k,v in (config.get(part) or {}).items() if k in kind.__dataclass_fields__ and k!='transformers_version'}
+    size = dict(vision_config=keep('vision_config', CLIPVisionConfig), text_config=keep('text_config', CLIPTextConfig))
+    return size|{k: config[k] for k in ('projection_dim',) if k in config}, size['vision_config'].get('hidden_act', 'quick_gelu')
+
+# %% ../../nbs/models/20_clip.ipynb #e88cfc87
+def clip_from_weights(
+    cls, # `CLIP`, or a class with its constructor
+    path, # local file or folder in a layout of `clip_weights.LAYOUTS`
+    size=None, # a name in `SIZES`, or a dict shaped like `transformers.CLIPConfig`; default: what the folder or the shapes say
+    activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu, with a warning where that is a guess
+    **kwargs, # `hard_negative`, `long_text`
+)->CLIP: # a model with these weights; `unused_weights` lists what it had no place for
+    "A CLIP from local weights, never from a network"
+    path = Path(path)
+    if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file; weights are read from local folders and files only')
+    if activation not in (None, 'quick_gelu', 'gelu'): raise ConfigError(f"activation: '{activation}' is unknown; use quick_gelu or gelu")
+    found,told = folder_size(weights_file(path)) if path.is_dir() else (None, None)
+    weights = read_weights(path)
+    named = common_names(weights, str(path))
+    size = size or found or clip_shape(named.tensors, str(path))
+    if isinstance(size, str): clip_config(size); size = SIZES[size]
+    told = activation or told
+    if told: size = {**size, **{part: {**(size.get(part) or {}), 'hidden_act': told} for part in ('vision_config', 'text_config')}}
+    elif named.layout!='fgclip' and 'input_resolution' not in weights:
+        warnings.warn(f"{path}: nothing tells the activation of these weights; quick_gelu is taken, as in OpenAI's models, and most models that open_clip trained need activation='gelu'")
+    model = cls(size, **kwargs)
+    load_reference(model, weights, str(path))
+    return model
 
 # %% ../../nbs/models/20_clip.ipynb #93093516
 def clip_from_folder(
     cls, # `CLIP`, or a class with its constructor
     folder, # local folder with config.json and model.safetensors (or pytorch_model.bin)
-    **kwargs, # `hard_negative`
+    **kwargs, # `hard_negative`, `long_text`
 )->CLIP: # a model with these weights
-    "A CLIP from a local folder in Hugging Face layout; never from a network"
+    "A CLIP from a local folder as the Hugging Face hub has it, with its configuration"
     folder = Path(folder)
     if not folder.is_dir(): raise CheckpointError(f'{folder}: no such model folder; weights are read from local folders only')
-    config = read_json(folder/'config.json', CheckpointError)
-    if not isinstance(config, dict) or config.get('model_type', 'clip')!='clip':
-        raise CheckpointError(f'{folder/"config.json"}: model_type must be clip')
-    # published configs carry many keys of the base class; only the architecture is wanted
-    keep = lambda part, kind: {k:v for k,v in (part or {}).items() if k in kind.__dataclass_fields__ and k!='transformers_version'}
-    size = dict(vision_config=keep(config.get('vision_config'), CLIPVisionConfig), text_config=keep(config.get('text_config'), CLIPTextConfig))
-    size |= {k: config[k] for k in ('projection_dim',) if k in config}
-    model = cls(size, **kwargs)
-    model.unused_weights = load_reference(model, folder)
-    return model
+    read_json(folder/'config.json', CheckpointError) # without it heads and activation would be a guess
+    folder_size(folder/'model.safetensors')
+    return clip_from_weights(cls, folder, **kwargs)
