@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataConfig', 'ModelConfig', 'LossConfig', 'BankConfig', 'RateConfig', 'default_prompts', 'ScoreConfig', 'Config',
-           'limits', 'FGCLIP', 'caption_keys', 'background_cells', 'background_loss', 'Features', 'beside_own',
-           'Looked', 'spread', 'Scan']
+           'limits', 'FGCLIP', 'caption_keys', 'background_cells', 'background_loss', 'quiet_loss', 'Features',
+           'beside_own', 'Looked', 'spread', 'anomaly_scores', 'Scan']
 
 # %% ../../nbs/systems/60_fgclip.ipynb #bb6b1044
 import math, warnings
@@ -102,6 +102,7 @@ class LossConfig:
     region_weight:float = 0.1 # of region against region caption
     hard_negative_weight:float = 0. # of a region's caption against its perturbed forms; FG-CLIP uses 0.5 where the annotation has negative_captions
     background_weight:float = 0. # of region caption against every place where no event is; 0 leaves it out, as FG-CLIP does
+    quiet_weight:float = 0. # of clip caption against every frame where no event is, and of such frames against captions; 0 leaves it out, as FG-CLIP does
     global_frames:Literal['event', 'all'] = 'event' # which frames of an abnormal training clip stand for it; normal clips use all
     mask_same_caption:bool = True # leave pairs with the very same caption out of each other's negatives
     chunk:int|None = None # candidates compared at once; null compares all, a number bounds the memory of very large batches
@@ -130,8 +131,8 @@ def default_prompts():
 class ScoreConfig:
     "How frames are scored"
     prompts:dict[str, list[str]] = field(default_factory=default_prompts) # texts per class; the class 'normal' is needed
-    view:Literal['frame', 'region', 'both'] = 'frame' # what is compared with the prompts: the whole frame, its most telling place, or the mean of both
-    smooth:int = 1 # scores are averaged over this many source frames, an odd number; 1 leaves them alone
+    view:Literal['frame', 'region', 'both'] = 'frame' # what is compared with the prompts: the whole frame, its most telling place (which no loss compares with normal prompts), or the mean of both
+    smooth:int = 1 # log odds of scores are averaged over this many source frames, an odd number; 1 leaves them alone
     stride:int = 8 # prediction looks at every n-th frame and repeats scores in between
     chunk:int = 64 # frames in memory at once
     folder_fps:float|None = None # frames per second of a folder of pictures, which does not say
@@ -174,8 +175,8 @@ def limits(
     positive = lambda v: v is None or v>0
     return [('data', 'size', len(d.size)==2 and min(d.size)>0, 'a height and a width'), ('data', 'paths', bool(d.paths), 'at least one pattern'), ('data', 'flip', 0<=d.flip<=1, 'between 0 and 1'),
             ('data', 'event_share', 0<d.event_share<=1, 'above 0 and at most 1'), *(('data', k, positive(getattr(d, k)), '1 or more') for k in ('frames', 'valid_frames')), ('model', 'chunk', positive(m.chunk), '1 or more, or null'),
-            *(('loss', k, getattr(l, k)>=0, '0 or more') for k in ('global_weight', 'region_weight', 'hard_negative_weight', 'background_weight')), ('loss', 'chunk', positive(l.chunk), '1 or more, or null'),
-            ('loss', 'global_weight', l.global_weight+l.region_weight+l.hard_negative_weight+l.background_weight>0, 'above 0, or another loss weight must be'),
+            *(('loss', k, getattr(l, k)>=0, '0 or more') for k in ('global_weight', 'region_weight', 'hard_negative_weight', 'background_weight', 'quiet_weight')), ('loss', 'chunk', positive(l.chunk), '1 or more, or null'),
+            ('loss', 'global_weight', l.global_weight+l.region_weight+l.hard_negative_weight+l.background_weight+l.quiet_weight>0, 'above 0, or another loss weight must be'),
             *(('bank', k, getattr(b, k)>=0, '0 or more') for k in ('regions', 'clips', 'warmup')), *(('rates', k, getattr(r, k)>=0, '0 or more') for k in ('text', 'vision', 'projections', 'scales')),
             ('score', 'stride', s.stride>0, '1 or more'), ('score', 'chunk', s.chunk>0, '1 or more'), ('score', 'smooth', s.smooth>0 and s.smooth%2==1, 'an odd number of frames, 1 or more'), ('score', 'resamples', s.resamples>=0, '0 or more'),
             ('score', 'threshold', 0<=s.threshold<=1, 'between 0 and 1'), ('score', 'folder_fps', positive(s.folder_fps), 'above 0, or null'),
@@ -295,6 +296,21 @@ def background_loss(
         rows = logits.logsumexp(1)-logits[:,0]
     return mean_over_ranks(rows, len(gather_rows(text.detach()[:,:1])[0]))
 
+# %% ../../nbs/systems/60_fgclip.ipynb #720ea940
+def quiet_loss(
+    quiet:Tensor, # unit features of frames in which no event is, (M, P)
+    text:Tensor, # unit features of captions of clips, (B, P)
+    normal:Tensor, # true for captions of clips without an event, (B,) bool
+    log_scale:Tensor, # ln of the inverse temperature, scalar
+)->Tensor: # scalar; 0 with zero gradients where there is no such frame or no normal clip
+    "Cross entropy of the captions of normal clips, any of them, among those of all clips and processes, for a frame in which nothing happens"
+    captions = gather_rows(torch.cat([text, normal[:,None].to(text.dtype)], 1))[0]
+    captions,normal = captions[:,:-1],captions[:,-1]>0
+    with torch.autocast(quiet.device.type, enabled=False):
+        logits = log_scale.exp()*quiet@captions.T
+        rows = logits.logsumexp(1)-logits[:,normal].logsumexp(1) if normal.any() else logits.sum(1)*0
+    return mean_over_ranks(rows, len(gather_rows(quiet.detach()[:,:1])[0]))
+
 # %% ../../nbs/systems/60_fgclip.ipynb #0b83123b
 class Features(NamedTuple):
     "Unit features of a batch"
@@ -303,6 +319,7 @@ class Features(NamedTuple):
     region:Tensor # of regions, (R, P)
     region_text:Tensor # of their captions, (R, P)
     background:Tensor|None # of every cell without an event, (M, P), where a loss asks for them
+    quiet:Tensor|None # of every frame without an event, (M, P), where a loss asks for them
     negative_text:Tensor|None # of perturbed captions, (N, P), where a loss asks for them
 
 @patch
@@ -322,17 +339,18 @@ def features(self:FGCLIP, batch):
     image = masked_mean(out.image.unflatten(0, (B, T)), self.clip_mask(batch))
     text,region_text,negative_text = self.text_features(batch)
     background = None if out.dense is None else unit(out.dense.movedim(1, -1)[background_cells(boxes, where, B*T, out.dense.shape[-2:])])
-    return Features(unit(image), text, unit(grouped_mean(out.region, region, len(batch['region_clip']))), region_text, background, negative_text)
+    quiet = unit(out.image[torch.ones(B*T, dtype=torch.bool, device=where.device).index_fill(0, where, False)]) if self.cfg.loss.quiet_weight>0 else None
+    return Features(unit(image), text, unit(grouped_mean(out.region, region, len(batch['region_clip']))), region_text, background, quiet, negative_text)
 
 # %% ../../nbs/systems/60_fgclip.ipynb #b68349e4
 @patch
 def contrast(self:FGCLIP, name, a, b, keys):
     "One contrastive loss with its bank, and what one needs to read it; `keys` (n, 2) name a pair and its caption"
     w,bank,scale = self.cfg.loss, self.banks().get(name), self.clip.scales()[name]
-    keys = keys if w.mask_same_caption else keys[:,:1]
+    columns = 2 if w.mask_same_caption else 1
     training = self.training and torch.is_grad_enabled()
     old_a,old_b,old_keys = bank.read(copy=False) if training and bank is not None and bank.active else (a[:0].detach(), b[:0].detach(), keys[:0])
-    mask,old_mask = same_key(keys, gather=True), same_key_as(keys, old_keys[:,:keys.shape[1]])
+    mask,old_mask = same_key(keys[:,:columns], gather=True), same_key_as(keys[:,:columns], old_keys[:,:columns])
     some = dict(mask=mask, bank_a=old_a, bank_b=old_b, bank_mask=old_mask, gather=True)
     value = bank_info_nce(a, b, scale, chunk=w.chunk, **some) if w.kind=='infonce' else siglip(a, b, scale, self.bias[name], chunk=w.chunk, **some)
     if training and bank is not None:
@@ -367,6 +385,9 @@ def loss(self:FGCLIP, batch):
     res = self.contrast('global', f.image, f.text, torch.stack([batch['clip_key'], caption_keys(batch['text'])], 1))
     res |= self.contrast('region', f.region, f.region_text, torch.stack([batch['region_key'], caption_keys(batch['region_text'])], 1))
     if w.background_weight: res['loss/background'] = background_loss(f.region_text, f.region, f.background, self.clip.region_logit_scale)
+    if w.quiet_weight:
+        normal = torch.ones(len(f.text), dtype=torch.bool, device=f.text.device).index_fill(0, batch['region_clip'], False)
+        res['loss/quiet'] = background_loss(f.text[~normal], f.image[~normal], f.quiet, self.clip.logit_scale)+quiet_loss(f.quiet, f.text, normal, self.clip.logit_scale)/2
     if w.hard_negative_weight:
         rows,texts,valid = beside_own(f.region_text, f.negative_text, batch['region_negative_region'])
         res['loss/hard_negative'] = hard_negative(f.region[rows], texts, self.clip.hard_negative_logit_scale, valid, gather=True)
@@ -377,7 +398,7 @@ def loss(self:FGCLIP, batch):
 class Looked(NamedTuple):
     "What the model sees in the frames of one video"
     probabilities:Tensor # of the classes, in the order of the prompts, (T, C)
-    heat:Tensor # how abnormal each place looks, between 0 and 1, (T, gh, gw)
+    heat:Tensor # the frame's anomaly score at its most telling place, less at others, (T, gh, gw)
     image:Tensor # raw frame features, (T, P)
     region:Tensor|None # raw features of boxes, where there are any, (K, P)
 
@@ -394,14 +415,16 @@ def look(self:FGCLIP, frames, prompts, boxes=None, frame_of_box=None):
     "Compare frames (T, 3, h, w), and every place in them, with the prompts"
     out = self.clip.encode_frames(frames.to(prompts.device), dense=True, boxes=boxes, frame_of_box=frame_of_box, chunk=self.cfg.score.chunk)
     normal = list(self.cfg.score.prompts).index('normal')
-    whole = (self.clip.logit_scale.exp()*unit(out.image)@prompts.T).softmax(-1)
-    places = (self.clip.region_logit_scale.exp()*unit(out.dense.movedim(1, -1))@prompts.T).softmax(-1)     # (T, gh, gw, C)
-    heat = 1-places[...,normal]
-    view = self.cfg.score.view
-    if view=='frame': return Looked(whole, heat, out.image, out.region)
-    # the most telling place of a frame speaks for it
-    best = places.flatten(1, 2)[torch.arange(len(heat), device=heat.device), heat.flatten(1).argmax(1)]
-    return Looked(best if view=='region' else (whole+best)/2, heat, out.image, out.region)
+    seen = (self.clip.logit_scale.exp()*unit(out.image)@prompts.T).softmax(-1)
+    places = self.clip.region_logit_scale.exp()*unit(out.dense.movedim(1, -1))@prompts.T                    # (T, gh, gw, C)
+    wrong = places[...,[c for c in range(len(prompts)) if c!=normal]].amax(-1)
+    if self.cfg.score.view!='frame':
+        # the place that looks most like one of the abnormal prompts speaks for its frame
+        best = places.flatten(1, 2)[torch.arange(len(wrong), device=wrong.device), wrong.flatten(1).argmax(1)].softmax(-1)
+        seen = best if self.cfg.score.view=='region' else (seen+best)/2
+    # training compares places with captions of events and with each other, never with a normal prompt: the frame says whether, the places say where
+    heat = (1-seen[:,normal,None,None])*(wrong-wrong.amax((1, 2), keepdim=True)).exp()
+    return Looked(seen, heat, out.image, out.region)
 
 @patch
 def score_frames(self:FGCLIP, frames, prompts=None):
@@ -417,6 +440,18 @@ def spread(
     "Each source frame takes the row of the nearest scored frame, the earlier one when two are equally near"
     middle = (index[1:]+index[:-1])/2
     return values[np.searchsorted(middle, np.arange(n_frames))]
+
+# %% ../../nbs/systems/60_fgclip.ipynb #30dbbe08
+def anomaly_scores(
+    normal:np.ndarray, # probability that nothing is wrong, per source frame, (n_frames,)
+    window:int, # source frames whose log odds are averaged, an odd number
+)->np.ndarray: # (n_frames,)
+    "How probably something is wrong; evidence of neighbouring frames adds up as log odds, where one confident frame still outweighs a doubtful one"
+    if window==1: return 1-normal
+    p = normal.astype(np.float64)
+    edge = np.finfo(np.float32).eps                        # a probability of exactly 0 or 1 is one that float32 has rounded
+    p = edge/2+(1-edge)*p
+    return 1/(1+np.exp(smooth(np.log(p/(1-p)), window)))
 
 # %% ../../nbs/systems/60_fgclip.ipynb #c40c3142
 @dataclass
@@ -444,7 +479,7 @@ def scan(self:FGCLIP, loader):
             seen = self.look(batch['frames'][i], prompts, boxes, step)
             index,n = batch['frame_index'][i].cpu().numpy(), int(batch['n_frames'][i])
             held.probabilities[name] = spread(seen.probabilities.float().cpu().numpy(), index, n)
-            held.scores[name] = smooth(1-held.probabilities[name][:,normal], s.smooth)
+            held.scores[name] = anomaly_scores(held.probabilities[name][:,normal], s.smooth)
             if len(mine):
                 steps = step.cpu().numpy()
                 held.boxes[name] = np.array([heat_box(h)[0] or (0, 0, 0, 0) for h in seen.heat[step].float().cpu().numpy()])
@@ -511,7 +546,7 @@ def predict(self:FGCLIP, path):
     chunks = (self.look(read_frames(reader, index[i:i+s.chunk], self.cfg.data.size), prompts) for i in range(0, len(index), s.chunk))
     seen = [(c.probabilities.float().cpu().numpy(), c.heat.half().cpu().numpy()) for c in chunks]
     probabilities = spread(np.concatenate([p for p,_ in seen]), index, len(reader))
-    scores = smooth(1-probabilities[:,list(s.prompts).index('normal')], s.smooth)
+    scores = anomaly_scores(probabilities[:,list(s.prompts).index('normal')], s.smooth)
     return VideoPrediction(Path(path).name, str(path), float(reader.fps), list(s.prompts), probabilities, s.threshold, heat=np.concatenate([h for _,h in seen]), heat_frames=index, scores=scores)
 
 # %% ../../nbs/systems/60_fgclip.ipynb #0c3d79c3
