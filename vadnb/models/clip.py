@@ -233,6 +233,8 @@ def text_features(
     # attention cannot reshape an empty batch; one end token, encoded and dropped, keeps the result connected to the weights
     if len(ids)==0: return text_features(clip, ids.new_full((1,1), config.eos_token_id), positions, projection)[:0]
     if not (ids==config.eos_token_id).any(1).all(): raise ValueError(f'a row of ids has no end token {config.eos_token_id}')
+    # attention looks back only: what follows the last caption's end token changes nothing, and most captions are short
+    ids = ids[:,:int((ids==config.eos_token_id).int().argmax(1).max())+1]
     own = {} if positions is None else {'embeddings.position_embedding.weight': positions}
     out = functional_call(clip.text_model, own, kwargs=dict(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None]))
     return (projection or clip.text_projection)(out.pooler_output)
