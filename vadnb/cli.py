@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'DISK', 'command', 'parameter_comments', 'parameter_types', 'command_parser', 'part_words', 'train',
            'needed', 'quiet', 'aligned', 'metric_rows', 'class_rows', 'print_metrics', 'eval_', 'predict',
-           'read_prompts', 'verify', 'lr_find', 'report', 'convert', 'demo', 'ended', 'metrics_of', 'usage',
-           'takes_overrides', 'configuration_of', 'show_help', 'print_config', 'run', 'complain', 'close_output',
-           'main']
+           'read_prompts', 'verify', 'lr_find', 'report', 'convert', 'demo', 'ended', 'usage', 'takes_overrides',
+           'configuration_of', 'show_help', 'print_config', 'run', 'complain', 'close_output', 'main']
 
 # %% ../nbs/70_cli.ipynb #f12712a2
 import contextlib, dataclasses, errno, inspect, json, os, re, sys, time, typing, warnings
@@ -135,14 +134,20 @@ def aligned(
 def metric_rows(
     metrics:dict, # metric → value, 'baseline/<metric>/<name>' → value
 )->list: # lines
-    "A table of metrics, each with its trivial baselines and, where it is known, its interval"
-    names = [k for k in metrics if '/' not in k or k.startswith('map')]
-    baselines = {tuple(k[9:].rsplit('/', 1)): v for k,v in metrics.items() if k.startswith('baseline/')}
-    kinds,value = list(dict.fromkeys(k for _,k in baselines)), lambda v: '' if v is None else f'{v:.3f}'
+    "Tables of metrics, each with its trivial baselines and, where it is known, its interval; one table per set of baselines"
+    baselines,groups = {tuple(k[9:].rsplit('/', 1)): v for k,v in metrics.items() if k.startswith('baseline/')}, {}
+    for n in (k for k in metrics if '/' not in k or k.startswith('map')):
+        kinds = tuple(k for m,k in baselines if m==n)
+        # what has no baseline stands with what comes first
+        groups.setdefault(kinds if kinds or not groups else next(iter(groups)), []).append(n)
     between = lambda n: f"{metrics[f'interval/{n}/low']:.3f} to {metrics[f'interval/{n}/high']:.3f}" if f'interval/{n}/low' in metrics else ''
-    rows = [[n.replace('_', ' '), value(metrics[n]), between(n), *(value(baselines.get((n, k))) for k in kinds)] for n in names]
-    rows.insert(0, ['metric', 'model', '95 % interval', *(k.replace('_', ' ') for k in kinds)])
-    return aligned(rows if any(r[2] for r in rows[1:]) else [r[:2]+r[3:] for r in rows])
+    lines = []
+    for kinds,names in groups.items():
+        known = any(between(n) for n in names)
+        rows = [['metric', 'model', *['95 % interval']*known, *(k.replace('_', ' ') for k in kinds)]]
+        rows += [[n.replace('_', ' '), f'{metrics[n]:.3f}', *[between(n)]*known, *(f'{baselines[n, k]:.3f}' if (n, k) in baselines else '' for k in kinds)] for n in names]
+        lines += [*([''] if lines else []), *aligned(rows)]
+    return lines
 
 def class_rows(
     metrics:dict, # 'class_auc/<class>' and its companions
@@ -215,9 +220,9 @@ def read_prompts(
 )->dict: # class → list of texts
     "Prompts from a file: a text or a list of texts per class; raises `ConfigError` with file and class"
     values = read_yaml(path)
-    for k,v in values.items() if isinstance(values, dict) else ():
+    for k,v in values.items():
         if not (v and (isinstance(v, str) or isinstance(v, list) and all(isinstance(t, str) and t.strip() for t in v))): raise ConfigError(f"{path}: '{k}' must be a text or a list of texts, found {v!r:.60}")
-    if not isinstance(values, dict) or 'normal' not in values or len(values)<2: raise ConfigError(f"{path}: must map classes to texts, with 'normal' and at least one other class")
+    if 'normal' not in values or len(values)<2: raise ConfigError(f"{path}: must map classes to texts, with 'normal' and at least one other class")
     return {str(k): [v] if isinstance(v, str) else v for k,v in values.items()}
 
 # %% ../nbs/70_cli.ipynb #2d6507d8
@@ -319,16 +324,20 @@ def demo(
     from tqdm.auto import tqdm
     from vadnb.data.synth import street_world
     from vadnb.train.learner import fit
+    from vadnb.train.learner import valid_loader
     from vadnb.train.report import write_report
     world = street_world(place, progress=lambda x: tqdm(x, desc='making videos', unit='video', file=sys.stderr, disable=not sys.stderr.isatty()))
     print(f"world: {world.root} ({', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))} videos)", flush=True)
     if ended(Path(folder)/name)=='done' and not config_changes(read_yaml(Path(folder)/name/'config.yaml'), dataclasses.asdict(cfg)): print(f'{Path(folder)/name} is finished already; looking at it again')
     else: fit(cfg)
-    system,checkpoint = load_run(Path(folder)/name)
+    # the checkpoint was chosen on validation videos; what is shown are test videos, with the truth in UCF-Crime's own format
+    system,checkpoint = load_run(Path(folder)/name, overrides=['--data.valid_json', 'test.json', '--data.valid_annotation', 'test_annotation.txt'])
+    data = system.valid_data()
+    metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, system.clip.mean.device)).items()}
+    write_json(Path(folder)/name/'eval.json', dict(checkpoint=checkpoint.name, metrics=metrics))
     shown = [world.path(n) for n in world.names('test') if not n.startswith('Normal')][:2]+[world.path(n) for n in world.names('test') if n.startswith('Normal')][:1]
     for path in shown: system.predict(path).save(Path(folder)/name/'predictions')
-    metrics = metrics_of(Path(folder)/name)
-    print(f'\nheld-out videos, frame by frame ({checkpoint.name}):')
+    print(f'\n{len(data)} held-out videos, frame by frame ({checkpoint.name}):')
     print_metrics(metrics)
     print(f"\nthe whole demo took {time.time()-start:.0f} s\nreport: {write_report(Path(folder)/name).resolve()}")
 
@@ -338,14 +347,6 @@ def ended(run):
     log = Path(run)/'log.jsonl'
     rows = read_jsonl(log) if log.is_file() else []
     return rows[-1]['status'] if rows and rows[-1]['kind']=='end' else ''
-
-def metrics_of(run):
-    "The metrics of the best evaluation in a run's log"
-    from vadnb.core import read_jsonl
-    rows = read_jsonl(Path(run)/'log.jsonl')
-    best = [r['step'] for r in rows if r['kind']=='best']
-    found = [r for r in rows if r['kind']=='valid' and (not best or r['step']==best[-1])]
-    return {k: v for r in found[-1:] for k,v in r.items() if k not in ('kind', 'step', 'epoch')}
 
 # %% ../nbs/70_cli.ipynb #4c475dfa
 def usage()->str:
