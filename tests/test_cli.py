@@ -423,6 +423,15 @@ def test_convert_leaves_files_alone(world, tmp_path):
     assert f'{tmp_path}/own.json: exists already' in refuse('convert', 'skeleton', world, tmp_path/'own.json')
     assert (tmp_path/'own.json').read_text()=='mine'
 
+def test_a_run_outlives_the_weights_it_started_from(world, runs, tmp_path):
+    from vadnb.models.clip import CLIP
+    CLIP('tiny').clip.save_pretrained(tmp_path/'weights')
+    words = ['--model.pretrained', 'true', '--model.size', 'null', '--model.weights', tmp_path/'weights']
+    ends_well('train', *options(world, runs, 'finetuned'), *words, '--train.steps', '1')
+    shutil.rmtree(tmp_path/'weights')
+    assert 'no such model folder or file' in refuse('train', *options(world, runs, 'finetuned'), *words, '--train.steps', '2')
+    assert '4 videos' in ends_well('eval', '--run', runs/'finetuned', '--out', tmp_path/'eval.json')
+
 # ---------------------------------------------------------------- disks
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@ import os, signal, time
 import numpy as np
 import pytest
 import torch
-from toy_system import FailAt, StopAt, as_a_program, config, contents, curve, differences, processes, rows
-from vadnb.core import CheckpointError, set_seed
+from toy_system import FailAt, StopAt, Toy, as_a_program, config, contents, curve, differences, processes, rows
+from vadnb.core import CheckpointError, DataError, set_seed
 from vadnb.train.callbacks import Averaging, Callback, Evaluate
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, write_part
 from vadnb.train.learner import EpochBatches, fit, lr_find
@@ -222,3 +222,14 @@ def wait_for(done, child, seconds=30):
     while not done():
         assert time.time()<deadline and child.is_alive(), 'it did not come so far'
         time.sleep(.02)
+
+def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
+    "The checkpoint is not due before step 20; the evaluation of step 5 cannot read a video"
+    def broken(self, loader): raise DataError('valid.mp4: damaged')
+    with monkeypatch.context() as m:
+        m.setattr(Toy, 'evaluate', broken)
+        with pytest.raises(DataError, match='valid.mp4'): fit(config(tmp_path, 'cut', unit='step', evaluate_every=5, save_every=20))
+    assert [p.name for p in checkpoint_folders(tmp_path/'cut')]==['step-000005']
+    fit(config(tmp_path, 'cut', unit='step', evaluate_every=5, save_every=20))
+    fit(config(tmp_path, 'whole', unit='step', evaluate_every=5, save_every=20))
+    assert [r for r in curve(tmp_path/'cut') if r['kind']=='train']==[r for r in curve(tmp_path/'whole') if r['kind']=='train']

@@ -165,7 +165,7 @@ class Config(RunConfig):
         for bank,weight in (('regions', 'region_weight'), ('clips', 'global_weight')):
             if getattr(b, bank) and not getattr(l, weight): raise ConfigError(f"'bank.{bank}' is {getattr(b, bank)} but 'loss.{weight}' is 0, so nothing would learn from this bank; set one of them")
 
-    def build(self): return FGCLIP(self)
+    def build(self, architecture=None): return FGCLIP(self, architecture)
 
 def limits(
     cfg:Config, # to be checked
@@ -188,11 +188,13 @@ class FGCLIP(System):
     metric,metric_mode = 'frame_auc', 'max'
     metrics = ('frame_auc', 'frame_ap', 'frame_ap_trapezoid', 'anomalous_auc', 'anomalous_ap', 'macro_auc', 'false_alarm_rate', 'video_auc', 'video_accuracy',
                'clip_to_text_r1', 'text_to_clip_r1', 'region_to_text_r1', 'text_to_region_r1', 'tiou', 'box_iou')
-    def __init__(self, cfg:Config):
+    def __init__(self, cfg:Config, architecture=None):
         super().__init__()
         self.cfg,m,siglip = cfg,cfg.model,cfg.loss.kind=='siglip'
         parts = dict(hard_negative=cfg.loss.hard_negative_weight>0, long_text=m.long_captions=='long')
-        self.clip = CLIP.from_weights(m.weights, activation=m.activation, **parts) if m.pretrained else CLIP(m.size or 'ViT-B-32', m.image_size, math.log(1/.07), **parts)
+        if m.pretrained and not architecture: self.clip = CLIP.from_weights(m.weights, activation=m.activation, **parts)
+        else: self.clip = CLIP(architecture or m.size or 'ViT-B-32', None if architecture else m.image_size, math.log(1/.07), **parts)
+        self.architecture = self.clip.architecture
         first = m.log_scale if m.log_scale is not None else math.log(10) if siglip else None
         for p in self.clip.scales().values(): p.data.fill_(p.item() if first is None else first)
         self.bias = nn.ParameterDict({k: nn.Parameter(torch.tensor(-10.)) for k in ('global', 'region')} if siglip else {})
@@ -296,7 +298,7 @@ def background_loss(
         rows = logits.logsumexp(1)-logits[:,0]
     return mean_over_ranks(rows, len(gather_rows(text.detach()[:,:1])[0]))
 
-# %% ../../nbs/systems/60_fgclip.ipynb #720ea940
+# %% ../../nbs/systems/60_fgclip.ipynb #5baf5194
 def quiet_loss(
     quiet:Tensor, # unit features of frames in which no event is, (M, P)
     text:Tensor, # unit features of captions of clips, (B, P)
@@ -441,7 +443,7 @@ def spread(
     middle = (index[1:]+index[:-1])/2
     return values[np.searchsorted(middle, np.arange(n_frames))]
 
-# %% ../../nbs/systems/60_fgclip.ipynb #30dbbe08
+# %% ../../nbs/systems/60_fgclip.ipynb #07c51a15
 def anomaly_scores(
     normal:np.ndarray, # probability that nothing is wrong, per source frame, (n_frames,)
     window:int, # source frames whose log odds are averaged, an odd number

@@ -13,6 +13,7 @@ from ..config import find_config
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import did_you_mean
+from ..core import read_json
 from ..core import read_yaml
 
 # %% ../../nbs/systems/59_registry.ipynb #10e8eae2
@@ -61,7 +62,9 @@ def load_run(
     config = run/'config.yaml'
     if not config.is_file(): raise CheckpointError(f'{run}: holds no config.yaml, so it is no run folder; give a folder that `vadnb train` made')
     cfg = load_config(config, list(overrides))
-    system = cfg.build()
+    known = run/'architecture.json'
+    # the weights of the checkpoint are all that is needed: those that training started from may be gone
+    system = cfg.build(**dict(architecture=read_json(known, CheckpointError)) if known.is_file() else {})
     part = 'ema' if (folder/'ema.safetensors').is_file() else 'model'
     load_weights(system, read_part(folder, part), f'{folder}/{part}.safetensors')
     return system.eval(), folder

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from ..core import CheckpointError
 from ..core import ConfigError
+from ..core import VadnbError
 from ..core import append_jsonl
 from ..core import read_jsonl
 from ..core import write_atomic
@@ -118,7 +119,11 @@ class Evaluate(Callback):
     def after_step(self):
         L = self.learner
         if L.valid is None or not (L.due(L.cfg.train.evaluate_every) or L.step==L.total_steps): return
-        L.metrics = L.evaluate()
+        try: L.metrics = L.evaluate()
+        except VadnbError:
+            # a validation video that cannot be read must not cost what has been trained
+            L.callback(Checkpoints).save()
+            raise
         L.log.row('valid', L.step, epoch=L.epoch, **L.metrics)
         name,sign = L.metric, 1 if L.metric_mode=='max' else -1
         if name not in L.metrics: raise ConfigError(f"'train.metric' is '{name}', but evaluation gives {', '.join(k for k in L.metrics if '/' not in k)}")

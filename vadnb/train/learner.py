@@ -33,6 +33,7 @@ from ..core import read_jsonl
 from ..core import read_yaml
 from ..core import set_seed
 from ..core import write_atomic
+from ..core import write_json
 from .callbacks import Averaging
 from .callbacks import Callback
 from .callbacks import Checkpoints
@@ -65,6 +66,7 @@ class System(nn.Module):
     "What the learner asks of a model, its losses and its data"
     metric,metric_mode = 'loss', 'min'                    # what makes a checkpoint the best one
     metrics = ()                                          # names that `evaluate` can give; empty: not known beforehand
+    architecture = None                                   # plain data with which `build` makes this module when what it started from is gone
 
     def loss(self, batch): "→ dict of scalars: 'loss' and its named parts"; raise NotImplementedError
     def param_groups(self): "→ list of dicts: name, params, lr, weight_decay; every trainable parameter exactly once"; raise NotImplementedError
@@ -575,6 +577,7 @@ def begin(self:Learner, folder, own):
     if own and (gone := set_aside(self.run, self.step)): self.say(f'{self.cfg.name} goes back to step {self.step}; set aside: {", ".join(gone)}')
     self.log.rewind(self.step if folder else -1)
     write_atomic(self.run/'config.yaml', to_yaml(self.cfg))
+    if self.system.architecture is not None: write_json(self.run/'architecture.json', self.system.architecture)
 
 # %% ../../nbs/train/50_learner.ipynb #f50f3fa9
 @contextlib.contextmanager
