@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CandidatesCheck', 'ComparableCheck', 'BankCheck', 'ScaleCheck', 'FalseNegativesCheck', 'ProjectionsCheck',
-           'NormalsCheck', 'CaptionsCheck', 'HardNegativesCheck', 'contrastive_checks']
+           'UnusedWeightsCheck', 'NormalsCheck', 'CaptionsCheck', 'HardNegativesCheck', 'contrastive_checks']
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #4b3b9034
 import math
@@ -124,6 +124,14 @@ class ProjectionsCheck(Check):
         frozen = [k for k,p in self.learner.system.named_parameters() if 'projection' in k and not p.requires_grad]
         if frozen: self.find('warning', f"{', '.join(frozen)} {'are' if frozen[1:] else 'is'} frozen: features keep the space of the images they were trained on; unfreeze, or take this as your choice", parameters=frozen)
 
+# %% ../../nbs/systems/57_fgclip_health.ipynb #7973075f
+class UnusedWeightsCheck(Check):
+    "Loaded tensors without a place in the model"
+    code,what = 'unused_weights', 'every tensor of the loaded weights has a place in the model'
+    def before_fit(self):
+        unused = getattr(getattr(self.learner.system, 'clip', None), 'unused_weights', [])
+        if unused: self.find('note', f"{len(unused)} loaded tensors have no place in this model and were left out ({', '.join(unused[:3])}{', …' if unused[3:] else ''})", names=list(unused))
+
 # %% ../../nbs/systems/57_fgclip_health.ipynb #7341713f
 class NormalsCheck(Check):
     "Training data without a normal video"
@@ -152,4 +160,4 @@ class HardNegativesCheck(Check):
 def contrastive_checks(
 )->list: # of `Check`s
     "All checks of this notebook, each fresh"
-    return [c() for c in (CandidatesCheck, ComparableCheck, BankCheck, ScaleCheck, FalseNegativesCheck, ProjectionsCheck, NormalsCheck, CaptionsCheck, HardNegativesCheck)]
+    return [c() for c in (CandidatesCheck, ComparableCheck, BankCheck, ScaleCheck, FalseNegativesCheck, ProjectionsCheck, UnusedWeightsCheck, NormalsCheck, CaptionsCheck, HardNegativesCheck)]
