@@ -221,7 +221,7 @@ def read_prompts(
     "Prompts from a file: a text or a list of texts per class; raises `ConfigError` with file and class"
     values = read_yaml(path)
     for k,v in values.items():
-        if not (v and (isinstance(v, str) or isinstance(v, list) and all(isinstance(t, str) and t.strip() for t in v))): raise ConfigError(f"{path}: '{k}' must be a text or a list of texts, found {v!r:.60}")
+        if not (v and (isinstance(v, str) and v.strip() or isinstance(v, list) and all(isinstance(t, str) and t.strip() for t in v))): raise ConfigError(f"{path}: '{k}' must be a text or a list of texts, found {v!r:.60}")
     if 'normal' not in values or len(values)<2: raise ConfigError(f"{path}: must map classes to texts, with 'normal' and at least one other class")
     return {str(k): [v] if isinstance(v, str) else v for k,v in values.items()}
 

@@ -111,6 +111,8 @@ def _candidates(
     folders = ['Training_Normal_Videos_Anomaly', 'Testing_Normal_Videos_Anomaly', 'Normal'] if name=='Normal' else [name]
     res = []
     for t in templates:
+        # a name that does not begin with letters has no class and so no folder of its own
+        if not name and '{folder}' in t: continue
         for folder in folders:
             fields = dict(path=f_path, parent=str(p.parent), file=p.name, folder=folder)
             def fill(m):

@@ -22,6 +22,7 @@ from torch import nn
 from torch import Tensor
 from ..core import ConfigError
 from ..core import DataError
+from ..core import VadnbError
 from ..core import did_you_mean
 from ..data.sampling import uniform_indices
 from ..data.ucf_crime import AnnotatedClips
@@ -61,9 +62,11 @@ from .fgclip_health import contrastive_checks
 from .prediction import VideoPrediction
 from .prediction import heat_box
 from .prediction import smooth
+from ..train.learner import EpochBatches
 from ..train.learner import RunConfig
 from ..train.learner import System
 from ..train.optim import split_decay
+from ..train.optim import warmup_steps
 
 # %% ../../nbs/systems/60_fgclip.ipynb #2cba930e
 @dataclass(kw_only=True)
@@ -114,6 +117,7 @@ class BankConfig:
     clips:int = 0 # rows for the global loss; 0 is no bank
     warmup:int = 50 # optimizer steps before a bank is read; it is filled from the first one on
 
+# %% ../../nbs/systems/60_fgclip.ipynb #230f18fc
 @dataclass(kw_only=True)
 class RateConfig:
     "Learning rate of each part as a multiple of optim.lr"
@@ -171,16 +175,19 @@ def limits(
     cfg:Config, # to be checked
 )->list: # (section, key, whether it holds, what it must be)
     "What the values of a configuration must fulfil, key by key"
-    d,m,l,b,r,s = cfg.data, cfg.model, cfg.loss, cfg.bank, cfg.rates, cfg.score
-    positive = lambda v: v is None or v>0
-    return [('data', 'size', len(d.size)==2 and min(d.size)>0, 'a height and a width'), ('data', 'paths', bool(d.paths), 'at least one pattern'), ('data', 'flip', 0<=d.flip<=1, 'between 0 and 1'),
-            ('data', 'event_share', 0<d.event_share<=1, 'above 0 and at most 1'), *(('data', k, positive(getattr(d, k)), '1 or more') for k in ('frames', 'valid_frames')), ('model', 'chunk', positive(m.chunk), '1 or more, or null'),
-            *(('loss', k, getattr(l, k)>=0, '0 or more') for k in ('global_weight', 'region_weight', 'hard_negative_weight', 'background_weight', 'quiet_weight')), ('loss', 'chunk', positive(l.chunk), '1 or more, or null'),
-            ('loss', 'global_weight', l.global_weight+l.region_weight+l.hard_negative_weight+l.background_weight+l.quiet_weight>0, 'above 0, or another loss weight must be'),
-            *(('bank', k, getattr(b, k)>=0, '0 or more') for k in ('regions', 'clips', 'warmup')), *(('rates', k, getattr(r, k)>=0, '0 or more') for k in ('text', 'vision', 'projections', 'scales')),
-            ('score', 'stride', s.stride>0, '1 or more'), ('score', 'chunk', s.chunk>0, '1 or more'), ('score', 'smooth', s.smooth>0 and s.smooth%2==1, 'an odd number of frames, 1 or more'), ('score', 'resamples', s.resamples>=0, '0 or more'),
-            ('score', 'threshold', 0<=s.threshold<=1, 'between 0 and 1'), ('score', 'folder_fps', positive(s.folder_fps), 'above 0, or null'),
-            ('score', 'prompts', 'normal' in s.prompts and len(s.prompts)>1, "a mapping with the class 'normal' and at least one other"), ('score', 'prompts', all(s.prompts.values()), 'at least one text per class')]
+    d,m,l,s = cfg.data, cfg.model, cfg.loss, cfg.score
+    weights = 'global_weight region_weight hard_negative_weight background_weight quiet_weight'
+    least = [(0, 'loss', weights), (0, 'bank', 'regions clips warmup'), (0, 'rates', 'text vision projections scales'), (0, 'score', 'resamples'),
+             (1, 'data', 'frames valid_frames'), (1, 'model', 'chunk'), (1, 'loss', 'chunk'), (1, 'score', 'stride chunk smooth')]
+    value = lambda section, key: getattr(getattr(cfg, section), key)
+    return [*((section, k, value(section, k) is None or value(section, k)>=n, f'{n} or more') for n,section,keys in least for k in keys.split()),
+            ('loss', 'global_weight', any(value('loss', k) for k in weights.split()), 'above 0, or another loss weight must be'),
+            ('data', 'size', len(d.size)==2 and min(d.size)>0, 'a height and a width'), ('data', 'paths', bool(d.paths), 'at least one pattern'),
+            ('data', 'event_share', 0<d.event_share<=1, 'above 0 and at most 1'), ('data', 'flip', 0<=d.flip<=1, 'between 0 and 1'),
+            ('model', 'log_scale', m.log_scale is None or m.log_scale<=math.log(100)+1e-6, f'at most ln 100 = {math.log(100):.4f}, where scales are clamped'),
+            ('score', 'smooth', s.smooth%2==1, 'an odd number of frames'), ('score', 'threshold', 0<=s.threshold<=1, 'between 0 and 1'), ('score', 'folder_fps', s.folder_fps is None or s.folder_fps>0, 'above 0, or null'),
+            ('score', 'prompts', 'normal' in s.prompts and len(s.prompts)>1, "a mapping with the class 'normal' and at least one other"), ('score', 'prompts', all(s.prompts.values()), 'at least one text per class'),
+            ('score', 'prompts', 'Normal' not in s.prompts, "without the class 'Normal', which is what annotations call 'normal'")]
 
 # %% ../../nbs/systems/60_fgclip.ipynb #75e64cf6
 class FGCLIP(System):
@@ -200,9 +207,11 @@ class FGCLIP(System):
         self.bias = nn.ParameterDict({k: nn.Parameter(torch.tensor(-10.)) for k in ('global', 'region')} if siglip else {})
         sizes = {'global': cfg.bank.clips, 'region': cfg.bank.regions}
         self.memory = nn.ModuleDict({k: MemoryBank(n, self.clip.dim, key_columns=2, warmup=cfg.bank.warmup) for k,n in sizes.items() if n})
-        self.tokenize = clip_tokenizer(m.tokenizer, overflow='cut' if m.long_captions=='cut' else 'raise')
+        self.tokenize = clip_tokenizer(m.tokenizer)
         self.tokenize_clip = clip_tokenizer(m.tokenizer, max_length=len(self.clip.long_position_embedding.weight)) if m.long_captions=='long' else self.tokenize
         self.prompt_ids = self.tokenize([t for texts in cfg.score.prompts.values() for t in texts])
+        # prompts are the user's own and are never cut; captions are, where that was asked for
+        if m.long_captions=='cut': self.tokenize.overflow = 'cut'
         h,w = cfg.data.size
         p = self.clip.patch_size
         if h%p or w%p: raise ConfigError(f"'data.size' {h}x{w} does not divide into patches of {p}; use {max(1, round(h/p))*p}x{max(1, round(w/p))*p}")
@@ -244,14 +253,14 @@ def valid_data(self:FGCLIP):
     if not (d.valid_json or d.valid_annotation): return None
     frames,annotation = d.valid_frames or d.frames, root/d.valid_annotation if d.valid_annotation else None
     self.valid = self.clips(d.valid_json, frames, annotation) if d.valid_json else AnnotatedClips(annotation, root, frames, d.size, d.paths)
-    if not any(self.valid.segments.values()): raise DataError(f'{root/(d.valid_json or d.valid_annotation)}: no video has an event, so there is nothing to rank; add abnormal videos')
+    if not any(self.valid.segments[n] for n in ([c.name for c in self.valid.clips] if d.valid_json else self.valid.names)): raise DataError(f'{root/(d.valid_json or d.valid_annotation)}: no video has an event, so there is nothing to rank; add abnormal videos')
     return self.valid
 
 @patch
 def class_of(self:FGCLIP, name):
-    "The class of a validation video: what the annotation says, else the first letters of its name"
+    "The class of a validation video: what the annotation says, else the first letters of its name, else just 'Abnormal'"
     listed = self.valid.annotation
-    return listed[name].cls if listed else video_class(name) if self.valid.segments[name] else 'Normal'
+    return listed[name].cls if listed else (video_class(name) or 'Abnormal') if self.valid.segments[name] else 'Normal'
 
 # %% ../../nbs/systems/60_fgclip.ipynb #5c456810
 def caption_keys(
@@ -392,7 +401,7 @@ def loss(self:FGCLIP, batch):
         res['loss/quiet'] = background_loss(f.text[~normal], f.image[~normal], f.quiet, self.clip.logit_scale)+quiet_loss(f.quiet, f.text, normal, self.clip.logit_scale)/2
     if w.hard_negative_weight:
         rows,texts,valid = beside_own(f.region_text, f.negative_text, batch['region_negative_region'])
-        res['loss/hard_negative'] = hard_negative(f.region[rows], texts, self.clip.hard_negative_logit_scale, valid, gather=True)
+        res['loss/hard_negative'] = hard_negative(f.region[rows], texts, self.clip.hard_negative_logit_scale, gather=True, valid=valid)
         res['scale/hard_negative'] = self.clip.hard_negative_logit_scale.exp().detach()
     return dict(loss=sum(getattr(w, f'{k[5:]}_weight')*v for k,v in res.items() if k.startswith('loss/'))) | res
 
@@ -564,7 +573,8 @@ def data_rows(self:FGCLIP, split, data):
         try:
             reader = VideoReader(path)
             if captioned: check_length(data.clips[i], path, len(reader))
-            else: check_count(data.annotation[names[i]], names[i], path, len(reader))
+            if data.annotation: check_count(data.annotation[names[i]], names[i], path, len(reader))
+            data.truth(names[i], len(reader))
             reader.get_batch([0, len(reader)-1])
         except DataError as e: bad.append(str(e))
     rows.append((f'{split} decoding', not bad, '; '.join(bad[:3])+(f'; and {len(bad)-3} more' if len(bad)>3 else '') if bad else f'all {len(data)} videos open, are as long as annotated, and decode at both ends'))
@@ -591,10 +601,23 @@ def candidate_rows(self:FGCLIP, train):
     n,res = self.cfg.train.batch_size, []
     per_clip = sum(len(c.tracks) for c in train.clips)/len(train)
     for name,expected in (('global', n), ('region', n*per_clip)):
+        if not getattr(self.cfg.loss, f'{name}_weight'): continue
         rows = self.banks()[name].size if name in self.banks() else 0
         res.append((f'{name} candidates', expected>=2 or rows>0, f'{expected:.1f} per batch and process, a guess costs {math.log(max(expected, 1)):.2f}' + (f'; {expected+rows:.1f} and {math.log(expected+rows):.2f} with the full bank' if rows else '')
                     + ('' if expected>=2 or rows else ': with fewer than 2 the loss is zero and teaches nothing; raise --train.batch_size, or give it a bank')))
     return res
+
+@patch
+def step_row(self:FGCLIP, train):
+    "Whether the run has the optimizer steps that its schedule and its banks ask for, in one process"
+    t,b = self.cfg.train, self.cfg.bank
+    try:
+        batches = EpochBatches(len(train), t.batch_size, self.cfg.seed, drop_last=t.drop_last)
+        total = t.steps or max(1, round(t.epochs*-(-batches.per_epoch//t.accumulate)))
+        warm = warmup_steps(self.cfg.optim, total)
+    except VadnbError as e: return False, str(e)
+    late = bool(self.banks()) and b.warmup>=total
+    return None if late else True, f'{total}, of them {warm} of warm-up' + (f'; the memory banks are switched on after {b.warmup} and will never be read: lower --bank.warmup, or train longer' if late else '')
 
 @patch
 def verify(self:FGCLIP):
@@ -610,6 +633,7 @@ def verify(self:FGCLIP):
     train = held['train']
     normals = sum(c.normal for c in train.clips)
     rows.append(('normal videos', True if normals else None, f'{normals} of {len(train)}' + ('' if normals else ': false alarms cannot be calibrated; add videos with bbox_info: []')))
+    rows.append(('steps', *self.step_row(train)))
     if all(ok for what,ok,_ in rows if what.endswith('decoding')):
         try: rows.append(('one batch', *self.batch_row(train)))
         except DataError as e: rows.append(('one batch', False, str(e)))

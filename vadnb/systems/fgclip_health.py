@@ -33,6 +33,7 @@ class CandidatesCheck(Check):
 
     def report(self):
         for name,most in self.most.items():
+            if not getattr(self.learner.cfg.loss, f'{name}_weight'): continue
             more = 'raise --train.batch_size, or give the loss a memory bank'+(', or check that the annotation has regions' if name=='region' else '')
             if most<=1: self.find('warning', f'the {name} loss never had more than {most:.0f} candidate in {self.steps} steps, so it is zero and teaches nothing: {more}', key=name, loss=name)
             elif self.empty[name]>self.steps/2: self.find('warning', f'{self.empty[name]} of {self.steps} batches held nothing for the {name} loss, which is zero there: {more}', key=f'{name}/empty', loss=name, batches=self.empty[name])
