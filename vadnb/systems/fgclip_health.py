@@ -58,7 +58,7 @@ class ComparableCheck(Check):
             before,after = np.mean(seen[:5]), np.mean(seen[5:])
             if max(before, after)>2*min(before, after):
                 self.find('note', f'around step {L.step} the {name} loss goes from {before:.0f} to {after:.0f} candidates: a guess costs {math.log(after):.2f} instead of {math.log(before):.2f}, '
-                          f'so its curve breaks there and proves nothing; read above_chance/{name} instead', key=name, before=float(before), after=float(after))
+                          f'so its curve breaks there and proves nothing; above_chance/{name} says how much better than a guess it is on each side, and retrieval on validation data what was learned', key=name, before=float(before), after=float(after))
     def state_dict(self): return dict(recent=self.recent)
     def load_state_dict(self, state): self.recent = state['recent']
 
