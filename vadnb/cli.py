@@ -178,7 +178,7 @@ def eval_(
     import torch
     system,folder = load_run(needed('run', run), which, overrides)
     data,device = system.valid_data(), pick_device(system.cfg.train.device)
-    if not data: raise ConfigError("'data.valid_json' is not set, so there is nothing to evaluate on; give --data.valid_json FILE")
+    if not data: raise ConfigError("the run has no validation data, so there is nothing to evaluate on; give --data.valid_json FILE or --data.valid_annotation FILE")
     system.to(device)
     with torch.no_grad(): metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, device)).items()}
     print(f'{run} ({folder.name}), {len(data)} videos')

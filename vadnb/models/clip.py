@@ -85,7 +85,7 @@ class ClipTokenizer:
         for text,row in zip(texts, rows):
             if len(row)<=self.max_length: continue
             if self.overflow=='raise':
-                raise DataError(f"caption '{text[:40]}...' has {len(row)} tokens, {self.max_length} fit; shorten it, or set model.long_captions to cut (overflow='cut' of the tokenizer)")
+                raise DataError(f"caption '{text[:40]}...' has {len(row)} tokens, {self.max_length} fit; shorten it, or say with model.long_captions what to do (overflow='cut' of the tokenizer cuts it)")
             self.cut[text] = len(row)
         rows = [r if len(r)<=self.max_length else r[:self.max_length-1]+[self.eos] for r in rows]
         return tensor_of([r+[self.eos]*(self.max_length-len(r)) for r in rows], self.max_length)
@@ -150,6 +150,8 @@ def clip_config(
     except Exception as e: raise ConfigError(f'model config: {" ".join(str(e).split())}') from None
     # OpenAI's published configs say 2, under which transformers pools at the largest id: the same position, spelled strangely
     if cfg.text_config.eos_token_id==2: cfg.text_config.eos_token_id = cfg.text_config.vocab_size-1
+    side,patch = cfg.vision_config.image_size, cfg.vision_config.patch_size
+    if side<patch or side%patch: raise ConfigError(f'model.image_size {side} does not divide into patches of {patch}; use {max(1, round(side/patch))*patch}')
     return cfg
 
 # %% ../../nbs/models/20_clip.ipynb #9e85b37c

@@ -20,53 +20,20 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch import Tensor
-from ..core import ConfigError
-from ..core import DataError
-from ..core import VadnbError
-from ..core import did_you_mean
+from ..core import ConfigError, DataError, VadnbError, did_you_mean
 from ..data.sampling import uniform_indices
-from ..data.ucf_crime import AnnotatedClips
-from ..data.ucf_crime import RegionClips
-from ..data.ucf_crime import TEMPLATES
-from ..data.ucf_crime import check_count
-from ..data.ucf_crime import check_length
-from ..data.ucf_crime import collate
-from ..data.ucf_crime import read_frames
-from ..data.ucf_crime import token_budget
-from ..data.ucf_crime import video_class
+from ..data.ucf_crime import AnnotatedClips, RegionClips, TEMPLATES, check_count, check_length, collate, read_frames, token_budget, video_class
 from ..data.video import VideoReader
-from ..losses.contrastive import bank_info_nce
-from ..losses.contrastive import gather_rows
-from ..losses.contrastive import hard_negative
-from ..losses.contrastive import mean_over_ranks
-from ..losses.contrastive import n_candidates
-from ..losses.contrastive import retrieval_at_1
-from ..losses.contrastive import same_key
-from ..losses.contrastive import same_key_as
-from ..losses.contrastive import siglip
+from ..losses.contrastive import bank_info_nce, gather_rows, hard_negative, mean_over_ranks, n_candidates, retrieval_at_1, same_key, same_key_as, siglip
 from ..metrics.retrieval import retrieval_metrics
-from ..metrics.video_anomaly import MetricWarning
-from ..metrics.video_anomaly import box_tiou
-from ..metrics.video_anomaly import frame_intervals
-from ..metrics.video_anomaly import frame_metrics
-from ..metrics.video_anomaly import per_class_metrics
-from ..metrics.video_anomaly import temporal_map
-from ..metrics.video_anomaly import trivial_baselines
-from ..models.aggregate import grouped_mean
-from ..models.aggregate import masked_mean
-from ..models.aggregate import unit
-from ..models.clip import CLIP
-from ..models.clip import clip_tokenizer
+from ..metrics.video_anomaly import MetricWarning, box_tiou, frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
+from ..models.aggregate import grouped_mean, masked_mean, unit
+from ..models.clip import CLIP, clip_tokenizer
 from ..models.memory_bank import MemoryBank
 from .fgclip_health import contrastive_checks
-from .prediction import VideoPrediction
-from .prediction import heat_box
-from .prediction import smooth
-from ..train.learner import EpochBatches
-from ..train.learner import RunConfig
-from ..train.learner import System
-from ..train.optim import split_decay
-from ..train.optim import warmup_steps
+from .prediction import VideoPrediction, heat_box, nearest, smooth
+from ..train.learner import EpochBatches, RunConfig, System
+from ..train.optim import split_decay, warmup_steps
 
 # %% ../../nbs/systems/60_fgclip.ipynb #2cba930e
 @dataclass(kw_only=True)
@@ -171,6 +138,7 @@ class Config(RunConfig):
 
     def build(self, architecture=None): return FGCLIP(self, architecture)
 
+# %% ../../nbs/systems/60_fgclip.ipynb #8a4a3340
 def limits(
     cfg:Config, # to be checked
 )->list: # (section, key, whether it holds, what it must be)
@@ -178,7 +146,7 @@ def limits(
     d,m,l,s = cfg.data, cfg.model, cfg.loss, cfg.score
     weights = 'global_weight region_weight hard_negative_weight background_weight quiet_weight'
     least = [(0, 'loss', weights), (0, 'bank', 'regions clips warmup'), (0, 'rates', 'text vision projections scales'), (0, 'score', 'resamples'),
-             (1, 'data', 'frames valid_frames'), (1, 'model', 'chunk'), (1, 'loss', 'chunk'), (1, 'score', 'stride chunk smooth')]
+             (1, 'data', 'frames valid_frames'), (1, 'model', 'chunk image_size'), (1, 'loss', 'chunk'), (1, 'score', 'stride chunk smooth')]
     value = lambda section, key: getattr(getattr(cfg, section), key)
     return [*((section, k, value(section, k) is None or value(section, k)>=n, f'{n} or more') for n,section,keys in least for k in keys.split()),
             ('loss', 'global_weight', any(value('loss', k) for k in weights.split()), 'above 0, or another loss weight must be'),
@@ -186,7 +154,7 @@ def limits(
             ('data', 'event_share', 0<d.event_share<=1, 'above 0 and at most 1'), ('data', 'flip', 0<=d.flip<=1, 'between 0 and 1'),
             ('model', 'log_scale', m.log_scale is None or m.log_scale<=math.log(100)+1e-6, f'at most ln 100 = {math.log(100):.4f}, where scales are clamped'),
             ('score', 'smooth', s.smooth%2==1, 'an odd number of frames'), ('score', 'threshold', 0<=s.threshold<=1, 'between 0 and 1'), ('score', 'folder_fps', s.folder_fps is None or s.folder_fps>0, 'above 0, or null'),
-            ('score', 'prompts', 'normal' in s.prompts and len(s.prompts)>1, "a mapping with the class 'normal' and at least one other"), ('score', 'prompts', all(s.prompts.values()), 'at least one text per class'),
+            ('score', 'prompts', 'normal' in s.prompts and len(s.prompts)>1, "a mapping with the class 'normal' and at least one other"), ('score', 'prompts', all(v and all(t.strip() for t in v) for v in s.prompts.values()), 'at least one text per class, none of them empty'),
             ('score', 'prompts', 'Normal' not in s.prompts, "without the class 'Normal', which is what annotations call 'normal'")]
 
 # %% ../../nbs/systems/60_fgclip.ipynb #75e64cf6
@@ -203,7 +171,7 @@ class FGCLIP(System):
         else: self.clip = CLIP(architecture or m.size or 'ViT-B-32', None if architecture else m.image_size, math.log(1/.07), **parts)
         self.architecture = self.clip.architecture
         first = m.log_scale if m.log_scale is not None else math.log(10) if siglip else None
-        for p in self.clip.scales().values(): p.data.fill_(p.item() if first is None else first)
+        for p in self.clip.scales().values() if first is not None else (): p.data.fill_(first)
         self.bias = nn.ParameterDict({k: nn.Parameter(torch.tensor(-10.)) for k in ('global', 'region')} if siglip else {})
         sizes = {'global': cfg.bank.clips, 'region': cfg.bank.regions}
         self.memory = nn.ModuleDict({k: MemoryBank(n, self.clip.dim, key_columns=2, warmup=cfg.bank.warmup) for k,n in sizes.items() if n})
@@ -364,15 +332,17 @@ def contrast(self:FGCLIP, name, a, b, keys):
     mask,old_mask = same_key(keys[:,:columns], gather=True), same_key_as(keys[:,:columns], old_keys[:,:columns])
     some = dict(mask=mask, bank_a=old_a, bank_b=old_b, bank_mask=old_mask, gather=True)
     value = bank_info_nce(a, b, scale, chunk=w.chunk, **some) if w.kind=='infonce' else siglip(a, b, scale, self.bias[name], chunk=w.chunk, **some)
+    # of the pairs of all processes, so that each logs the same; before the push, because what was read are views of the ring
+    n,found = n_candidates(a, mask, bank_mask=old_mask, gather=True), retrieval_at_1(a, b, **some)
+    pairs = gather_rows(torch.stack([n, n.log(), found.expand(len(a))], 1))[0]
+    n,guess,found = pairs.mean(0) if len(pairs) else pairs.new_zeros(3)
+    whole = gather_rows(value.detach()[None])[0].mean()
     if training and bank is not None:
         rows = [gather_rows(x.detach())[0] for x in (a, b, keys)]
         # features that are not finite end the run, with the samples named; the bank does not have to fail before
         if all(r.isfinite().all() for r in rows[:2]): bank.push(*rows)
-    n = n_candidates(a, mask, bank_mask=old_mask, gather=True)
-    nothing = value.detach()*0
-    res = {f'loss/{name}': value, f'candidates/{name}': n.mean() if len(a) else nothing, f'scale/{name}': scale.exp().detach(),
-           f'recall_at_1/{name}': retrieval_at_1(a, b, **some).nan_to_num(0.)}
-    return res | ({f'above_chance/{name}': (n.log().mean()-value if len(a) else nothing).detach()} if w.kind=='infonce' else {})
+    res = {f'loss/{name}': value, f'candidates/{name}': n, f'scale/{name}': scale.exp().detach(), f'recall_at_1/{name}': found}
+    return res | ({f'above_chance/{name}': guess-whole} if w.kind=='infonce' else {})
 
 # %% ../../nbs/systems/60_fgclip.ipynb #79f04230
 def beside_own(
@@ -449,8 +419,7 @@ def spread(
     n_frames:int, # frames of the video
 )->np.ndarray: # one row per source frame, (n_frames, ...)
     "Each source frame takes the row of the nearest scored frame, the earlier one when two are equally near"
-    middle = (index[1:]+index[:-1])/2
-    return values[np.searchsorted(middle, np.arange(n_frames))]
+    return values[nearest(index, np.arange(n_frames))]
 
 # %% ../../nbs/systems/60_fgclip.ipynb #07c51a15
 def anomaly_scores(
@@ -492,9 +461,11 @@ def scan(self:FGCLIP, loader):
             held.probabilities[name] = spread(seen.probabilities.float().cpu().numpy(), index, n)
             held.scores[name] = anomaly_scores(held.probabilities[name][:,normal], s.smooth)
             if len(mine):
-                steps = step.cpu().numpy()
-                held.boxes[name] = np.array([heat_box(h)[0] or (0, 0, 0, 0) for h in seen.heat[step].float().cpu().numpy()])
-                held.truth_boxes[name] = np.arange(len(steps)), boxes.cpu().numpy()
+                # the box of a stand-in was annotated on another frame
+                true = ~batch['region_fallback'][mine][row]
+                steps = step[true].cpu().numpy()
+                held.boxes[name] = np.array([heat_box(h)[0] or (0, 0, 0, 0) for h in seen.heat[step[true]].float().cpu().numpy()]).reshape(-1, 4)
+                held.truth_boxes[name] = np.arange(len(steps)), boxes[true].cpu().numpy()
                 held.box_scores[name] = held.scores[name][index[steps]]
             if texts:
                 held.pairs['image'].append(unit(seen.image.mean(0, keepdim=True)))
@@ -519,7 +490,9 @@ def pair_results(self:FGCLIP, held):
         keys = caption_keys(pairs[ids])
         found = retrieval_metrics(pairs[name], pairs[text], same=(keys, keys), ks=[k for k in (1, 5, 10) if k<len(keys)])
         res |= {k.replace('image', 'clip' if name=='image' else name): v for k,v in found.items()}
-    if held.boxes: res |= box_tiou(held.boxes, held.truth_boxes, held.box_scores, self.cfg.score.threshold)
+    boxes = np.concatenate([b for _,b in held.truth_boxes.values()]) if held.truth_boxes else ()
+    # the median of the very boxes to be found is more than a model may know, and looks at no pixel
+    if len(boxes): res |= box_tiou(held.boxes, held.truth_boxes, held.box_scores, self.cfg.score.threshold, prior=np.median(boxes, 0))
     return res
 
 @patch
@@ -607,6 +580,7 @@ def candidate_rows(self:FGCLIP, train):
                     + ('' if expected>=2 or rows else ': with fewer than 2 the loss is zero and teaches nothing; raise --train.batch_size, or give it a bank')))
     return res
 
+# %% ../../nbs/systems/60_fgclip.ipynb #aa76cd7e
 @patch
 def step_row(self:FGCLIP, train):
     "Whether the run has the optimizer steps that its schedule and its banks ask for, in one process"

@@ -16,30 +16,31 @@ from ..train.health import Check
 class CandidatesCheck(Check):
     "A contrastive loss with a single candidate, or with nothing to compare"
     code,what = 'single_candidate', 'each contrastive loss has at least two candidates to choose from'
-    def __init__(self): self.most,self.empty,self.steps = {}, {}, 0
+    def __init__(self): self.most,self.empty,self.steps,self.looks = {}, {}, 0, 0
+    # a bank adds candidates only after its warm-up
+    def horizon(self): return 50+max((b.warmup for b in self.learner.system.banks().values()), default=0)
 
     def after_step(self):
+        L = self.learner
         self.steps += 1
-        if self.steps>50: return
-        for k,v in self.learner.losses.items():
-            if not k.startswith('candidates/'): continue
-            name,n = k[11:],float(v)
-            self.most[name] = max(self.most.get(name, 0.), n)
-            self.empty[name] = self.empty.get(name, 0)+(n==0)
-        if self.steps==50: self.report()
+        if self.steps<=self.horizon() and L.reads(L.step):
+            self.looks += 1
+            for name,n in ((k[11:], float(v)) for k,v in L.losses.items() if k.startswith('candidates/')):
+                self.most[name],self.empty[name] = max(self.most.get(name, 0.), n), self.empty.get(name, 0)+(n==0)
+        if self.steps==self.horizon(): self.report()
 
     def after_fit(self):
-        if 2<self.steps<50: self.report()
+        if 2<self.steps<self.horizon(): self.report()
 
     def report(self):
         for name,most in self.most.items():
             if not getattr(self.learner.cfg.loss, f'{name}_weight'): continue
             more = 'raise --train.batch_size, or give the loss a memory bank'+(', or check that the annotation has regions' if name=='region' else '')
             if most<=1: self.find('warning', f'the {name} loss never had more than {most:.0f} candidate in {self.steps} steps, so it is zero and teaches nothing: {more}', key=name, loss=name)
-            elif self.empty[name]>self.steps/2: self.find('warning', f'{self.empty[name]} of {self.steps} batches held nothing for the {name} loss, which is zero there: {more}', key=f'{name}/empty', loss=name, batches=self.empty[name])
+            elif self.empty[name]>self.looks/2: self.find('warning', f'{self.empty[name]} of {self.looks} batches held nothing for the {name} loss, which is zero there: {more}', key=f'{name}/empty', loss=name, batches=self.empty[name])
 
-    def state_dict(self): return dict(most=self.most, empty=self.empty, steps=self.steps)
-    def load_state_dict(self, state): self.most,self.empty,self.steps = state['most'], state['empty'], state['steps']
+    def state_dict(self): return dict(most=self.most, empty=self.empty, steps=self.steps, looks=self.looks)
+    def load_state_dict(self, state): self.most,self.empty,self.steps,self.looks = (state[k] for k in ('most', 'empty', 'steps', 'looks'))
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #4208257e
 class ComparableCheck(Check):
@@ -146,7 +147,7 @@ class CaptionsCheck(Check):
     code,what = 'captions_cut', 'every caption fits the text encoder'
     def before_fit(self):
         cut = getattr(self.learner.train, 'caption_warnings', list)()
-        if cut: self.find('warning', f'{len(cut)} captions are cut at the end of the text encoder, the first is {cut[0]}: shorten them, or read them whole with model.long_captions long', captions=cut[:50])
+        if cut: self.find('warning', f'{len(cut)} captions are cut at the end of the text encoder, the first is {cut[0]}: shorten them, or read those of whole clips with model.long_captions long', captions=cut[:50])
 
 class HardNegativesCheck(Check):
     "Hard negatives without a weight, or a weight without hard negatives"

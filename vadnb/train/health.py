@@ -195,19 +195,22 @@ def oscillates(
 class OscillationCheck(Check):
     "Swings of the loss that grow"
     code,what = 'oscillation', 'the loss does not swing more and more'
-    def __init__(self): self.start,self.recent = None, []
+    def __init__(self): self.start,self.recent,self.candidates = None, [], 0.
     def after_step(self):
         L = self.learner
         if L.step%L.cfg.train.log_every or not L.main: return
         row = L.log.last('train')
         if row.get('step')!=L.step: return
+        # a contrastive loss among many more candidates is another loss: its rise is arithmetic, and its swings begin anew
+        before,self.candidates = self.candidates, sum(v or 0. for k,v in row.items() if k.startswith('candidates/'))
+        if self.candidates>2*max(before, 1.): self.start,self.recent = None, []
         loss = row['loss']
         self.start,self.recent = loss if self.start is None else self.start, (self.recent+[loss])[-48:]
         if oscillates(self.recent, self.start):
             self.find('warning', f'the loss swings more and more around {np.mean(self.recent[-24:]):.3g} at step {L.step}: lower the learning rate, raise the batch or the accumulation, or clip gradients harder',
                       losses=[round(v, 6) for v in self.recent])
-    def state_dict(self): return dict(start=self.start, recent=self.recent)
-    def load_state_dict(self, state): self.start,self.recent = state['start'], state['recent']
+    def state_dict(self): return dict(start=self.start, recent=self.recent, candidates=self.candidates)
+    def load_state_dict(self, state): self.start,self.recent,self.candidates = state['start'], state['recent'], state['candidates']
 
 # %% ../../nbs/train/54_health.ipynb #7ed183e4
 class WaitingCheck(Check):
