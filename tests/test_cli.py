@@ -2,6 +2,7 @@
 import contextlib, errno, io, json, multiprocessing, os, re, resource, shlex, shutil, signal, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch, yaml
+from command import vadnb
 from vadnb.cli import COMMANDS, main
 from vadnb.core import append_jsonl, read_json, read_jsonl, write_json
 from vadnb.data.synth import street_world
@@ -9,13 +10,6 @@ from vadnb.data.ucf_crime import read_regions
 from vadnb.systems.registry import load_config
 from vadnb.train import checkpoint
 from vadnb.train.checkpoint import checkpoint_folders, lock_run
-
-def vadnb(*words):
-    "Exit code, stdout and stderr of a command in this process"
-    out,err = io.StringIO(), io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with pytest.raises(SystemExit) as left: main([str(w) for w in words])
-    return left.value.code, out.getvalue(), err.getvalue()
 
 def refuse(*words, warned=False):
     "The one line that a command says before it leaves with code 2, after its warnings where it may have some"

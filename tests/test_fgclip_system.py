@@ -1,7 +1,7 @@
 "The whole of fgclip in a tiny world: banks, chunks, every loss, evaluation by name, prediction and verification, against references and planted faults"
 import contextlib, functools, io, math, warnings, weakref
 import numpy as np, pytest, torch
-from vadnb.cli import main
+from command import vadnb
 from vadnb.core import DataError, read_json, read_jsonl, write_json
 from vadnb.data.convert import from_ucf_annotation
 from vadnb.data.sampling import uniform_indices
@@ -88,13 +88,6 @@ def batch_of(system, n=4, data=None):
 def contents(system): return {f'{k}.{n}': b.clone() for k,bank in system.banks().items() for n,b in bank.named_buffers()}
 def counters(system): return {k: (b.reads, b.empty_reads, b.pushes) for k,b in system.banks().items()}
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-def vadnb(*words):
-    "Exit code, stdout and stderr of a command in this process"
-    out,err = io.StringIO(), io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with pytest.raises(SystemExit) as left: main([str(w) for w in words])
-    return left.value.code, out.getvalue(), err.getvalue()
 
 def refuse(*words):
     "The one line that a command says before it leaves with code 2"

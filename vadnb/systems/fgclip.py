@@ -32,7 +32,7 @@ from ..models.clip import CLIP, clip_tokenizer
 from ..models.memory_bank import MemoryBank
 from .fgclip_health import contrastive_checks
 from .prediction import VideoPrediction, heat_box, nearest, smooth
-from ..train.learner import EpochBatches, RunConfig, System
+from ..train.learner import EpochBatches, RunConfig, System, run_length
 from ..train.optim import split_decay, warmup_steps
 
 # %% ../../nbs/systems/60_fgclip.ipynb #2cba930e
@@ -439,6 +439,7 @@ class Scan:
     "What was seen in the validation videos, by name"
     probabilities:dict = field(default_factory=dict) # class probabilities of every source frame, (n_frames, C)
     scores:dict = field(default_factory=dict) # anomaly scores, (n_frames,)
+    truth:dict = field(default_factory=dict) # True where something is wrong, (n_frames,)
     boxes:dict = field(default_factory=dict) # predicted boxes where a region is annotated, (K, 4)
     truth_boxes:dict = field(default_factory=dict) # their rows (K,) and the annotated boxes (K, 4)
     box_scores:dict = field(default_factory=dict) # anomaly scores of their frames, (K,)
@@ -459,7 +460,7 @@ def scan(self:FGCLIP, loader):
             seen = self.look(batch['frames'][i], prompts, boxes, step)
             index,n = batch['frame_index'][i].cpu().numpy(), int(batch['n_frames'][i])
             held.probabilities[name] = spread(seen.probabilities.float().cpu().numpy(), index, n)
-            held.scores[name] = anomaly_scores(held.probabilities[name][:,normal], s.smooth)
+            held.scores[name],held.truth[name] = anomaly_scores(held.probabilities[name][:,normal], s.smooth), self.valid.truth(name, n)
             if len(mine):
                 # the box of a stand-in was annotated on another frame
                 true = ~batch['region_fallback'][mine][row]
@@ -478,8 +479,7 @@ def scan(self:FGCLIP, loader):
 @patch
 def frame_results(self:FGCLIP, held):
     "Frame metrics beside their trivial baselines"
-    truth = {k: self.valid.truth(k, len(s)) for k,s in held.scores.items()}
-    return frame_metrics(held.scores, truth, self.cfg.score.threshold) | trivial_baselines(truth, self.cfg.seed)
+    return frame_metrics(held.scores, held.truth, self.cfg.score.threshold) | trivial_baselines(held.truth, self.cfg.seed)
 
 @patch
 def pair_results(self:FGCLIP, held):
@@ -505,8 +505,7 @@ def evaluate(self:FGCLIP, loader):
 def evaluate_fully(self:FGCLIP, loader):
     "`evaluate`, and what every class has: AUC with a bootstrap interval, and temporal mAP both ways"
     s,held = self.cfg.score, self.scan(loader)
-    res = self.frame_results(held) | self.pair_results(held)
-    truth = {k: self.valid.truth(k, len(v)) for k,v in held.scores.items()}
+    res,truth = self.frame_results(held)|self.pair_results(held), held.truth
     classes = {k: self.class_of(k) for k,y in truth.items() if y.any()}
     if s.resamples: res |= frame_intervals(held.scores, truth, s.resamples, self.cfg.seed)
     res |= per_class_metrics(held.scores, truth, classes, s.resamples, self.cfg.seed)
@@ -563,7 +562,7 @@ def data_rows(self:FGCLIP, split, data):
 @patch
 def batch_row(self:FGCLIP, train):
     "One training batch through the whole path: decode, tokenise, encode, compare"
-    n,w = min(self.cfg.train.batch_size, len(train)), self.cfg.loss
+    n = min(self.cfg.train.batch_size, len(train))
     with torch.no_grad(): found = self.loss(self.collate([train[i] for i in range(n)]))
     losses = {k[5:]: v.item() for k,v in found.items() if k.startswith('loss/')}
     return all(map(math.isfinite, losses.values())), ', '.join(f'{k} {v:.3f}' for k,v in losses.items())
@@ -587,7 +586,7 @@ def step_row(self:FGCLIP, train):
     t,b = self.cfg.train, self.cfg.bank
     try:
         batches = EpochBatches(len(train), t.batch_size, self.cfg.seed, drop_last=t.drop_last)
-        total = t.steps or max(1, round(t.epochs*-(-batches.per_epoch//t.accumulate)))
+        _,total = run_length(t, batches)
         warm = warmup_steps(self.cfg.optim, total)
     except VadnbError as e: return False, str(e)
     late = bool(self.banks()) and b.warmup>=total
