@@ -401,7 +401,7 @@ def hand_made(system, data, frames, seed=0):
     for name in data.names:
         p = rng.random((frames[name], C))+.8*data.truth(name, frames[name])[:,None]*np.eye(C)[1]
         held.probabilities[name] = p/p.sum(1, keepdims=True)
-        held.scores[name] = 1-held.probabilities[name][:,0]
+        held.scores[name],held.truth[name] = 1-held.probabilities[name][:,0], data.truth(name, frames[name])
     return held
 
 def test_full_evaluation_is_what_the_metrics_say(build, world, monkeypatch):
@@ -428,7 +428,7 @@ def test_scores_belong_to_videos_whatever_their_order(build, world, monkeypatch)
     system = build('--data.valid_annotation', 'test_annotation.txt')
     data = system.valid_data()
     held = hand_made(system, data, world.frames)
-    turned = Scan(probabilities=dict(reversed(held.probabilities.items())), scores=dict(reversed(held.scores.items())))
+    turned = Scan(probabilities=dict(reversed(held.probabilities.items())), scores=dict(reversed(held.scores.items())), truth=dict(reversed(held.truth.items())))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         results = []
