@@ -390,3 +390,14 @@ def save(self:VideoPrediction,
         times = source.timestamps if source.info.variable_rate else None
         write_video(files[-1], self.overlay_frames(source), self.fps, times=None if times is None else times-times[0])
     return files
+
+# %% ../../nbs/systems/58_prediction.ipynb #b8b3474e
+@patch
+def summary(self:VideoPrediction)->list: # lines of text
+    "What to tell a person at a terminal: the segments, or the most anomalous ones where none reaches the threshold"
+    above = self.segments()
+    first = f"{self.path}: {len(self)} frames, highest score {self.scores.max():.3f}, {len(above)} segments from {self.threshold:g} on{'' if above else '; the most anomalous:'}"
+    return [first, *(f"  {s['seconds'][0]:8.2f} s to {s['seconds'][1]:8.2f} s  {s['label']}  {s['peak']:.3f}" for s in above or self.most_anomalous(3))]
+
+@patch
+def place(self:VideoPrediction, folder): return Path(folder) # where `save` should write when several predictions share `folder`

@@ -7,14 +7,15 @@ __all__ = ['SEVERITIES', 'ABSENT', 'CSS', 'Run', 'read_run', 'Html', 'html', 'ta
            'plural', 'status', 'metrics', 'best_and_last', 'bars', 'headline', 'facts', 'findings', 'tally', 'finding',
            'health_section', 'skipped_section', 'describe', 'curves_section', 'metrics_section', 'groups_section',
            'embed', 'pictures', 'pictures_section', 'drawn_prediction', 'predictions_section', 'config_differences',
-           'setting', 'config_section', 'comparison_section', 'rerun_section', 'report_page', 'write_report']
+           'setting', 'config_section', 'comparison_section', 'rerun_section', 'report_page', 'write_report',
+           'write_overview']
 
 # %% ../../nbs/train/55_report.ipynb #d87d5720
-import math, re, shlex, struct
+import math, os, re, shlex, struct
 from base64 import b64encode
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from ..config import flatten
 from ..core import CheckpointError, DataError, VadnbError
 from ..core import did_you_mean, read_json, read_jsonl, read_yaml, write_atomic
@@ -581,3 +582,20 @@ def write_report(
     found = panels(run.rows)[:24]
     if out is None and found: save_figure(curves(run.rows, [p.key for p in found]), run.path/'curves.png', dpi=110)
     return path
+
+# %% ../../nbs/train/55_report.ipynb #5c4aa797
+def write_overview(
+    runs, # folders of runs with a report.html each
+    out, # HTML file to write
+)->Path: # the HTML file
+    "Write a page that leads to the reports of several runs. Raises `CheckpointError` when one cannot be read"
+    out,cards = Path(out), []
+    for run in map(read_run, runs):
+        word,tone,sentence = status(run)
+        if not (run.path/'report.html').is_file(): raise CheckpointError(f'{run.path}: has no report.html; write it first: vadnb report --run {run.path}')
+        link = PurePosixPath('/', os.path.relpath(run.path/'report.html', out.parent)).as_uri().removeprefix('file:///')
+        cards.append(tag('section', tag('div', tag('div', tag('p', f"vadnb · {plain(run.start.get('system', 'unknown system'), 60)}", class_='eyebrow'), tag('h2', tag('a', run.name, href=link)),
+                         tag('p', tag('span', word, class_=f'pill {tone}'), plain(sentence, 400)), tag('p', 'Health: ', tally(findings(run)), '.')), headline(run), class_='top')))
+    head = tag('head', tag('meta', charset='utf-8'), tag('meta', name='viewport', content='width=device-width, initial-scale=1'), tag('meta', name='color-scheme', content='light dark'), tag('title', 'vadnb runs'), tag('style', Html(CSS)))
+    page = '<!DOCTYPE html>\n'+tag('html', head, tag('body', tag('h1', 'vadnb'), tag('p', f'{plural(len(cards), "run")}, each with a report of its own behind its name.'), tag('main', cards)), lang='en')+'\n'
+    return write_atomic(out, page)
