@@ -161,6 +161,7 @@ def limits(
 class FGCLIP(System):
     "CLIP on clips and regions; `loss` trains it, `score_frames` uses it"
     metric,metric_mode = 'frame_auc', 'max'
+    noun = 'videos'
     metrics = ('frame_auc', 'frame_ap', 'frame_ap_trapezoid', 'anomalous_auc', 'anomalous_ap', 'macro_auc', 'false_alarm_rate', 'video_auc', 'video_accuracy',
                'clip_to_text_r1', 'text_to_clip_r1', 'region_to_text_r1', 'text_to_region_r1', 'tiou', 'box_iou')
     def __init__(self, cfg:Config, architecture=None):

@@ -17,7 +17,7 @@ from ..core import read_json
 from ..core import read_yaml
 
 # %% ../../nbs/systems/59_registry.ipynb #10e8eae2
-SYSTEMS = ('fgclip',)                    # module names below vadnb.systems
+SYSTEMS = ('fgclip', 'uniad')            # module names below vadnb.systems
 
 def config_class(
     name:str, # system name
@@ -55,6 +55,7 @@ def load_run(
 ): # (system in eval mode, checkpoint folder)
     "A trained system from its run folder; raises `CheckpointError` or `ConfigError`"
     from vadnb.train.checkpoint import find_checkpoint
+    from vadnb.train.checkpoint import load_calibration
     from vadnb.train.checkpoint import load_weights
     from vadnb.train.checkpoint import read_part
     run = Path(run)
@@ -67,4 +68,5 @@ def load_run(
     system = cfg.build(**dict(architecture=read_json(known, CheckpointError)) if known.is_file() else {})
     part = 'ema' if (folder/'ema.safetensors').is_file() else 'model'
     load_weights(system, read_part(folder, part), f'{folder}/{part}.safetensors')
+    load_calibration(system, folder)
     return system.eval(), folder

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOCKS', 'split_tree', 'join_tree', 'random_state', 'set_random_state', 'kept_random_state', 'optimizer_state',
            'load_optimizer_state', 'sync_folder', 'write_part', 'checkpoint_folders', 'save_checkpoint', 'point',
-           'remove_old', 'set_aside', 'read_part', 'find_checkpoint', 'load_weights', 'lock_run']
+           'remove_old', 'set_aside', 'read_part', 'find_checkpoint', 'load_weights', 'load_calibration', 'lock_run']
 
 # %% ../../nbs/train/52_checkpoint.ipynb #188a916f
 import fcntl, json, math, os, random, re, shutil, weakref
@@ -255,6 +255,17 @@ def load_weights(
     says = [f'{what} {some(ks)}' for what,ks in [('missing', missing), ('unknown', extra), ('other shapes', shapes)] if ks]
     if says: raise CheckpointError(f"{where}: does not fit this model: {'; '.join(says)}; use the configuration it was trained with")
     module.load_state_dict(tensors)
+
+# %% ../../nbs/train/52_checkpoint.ipynb #0e13c416
+def load_calibration(
+    system, # its `calibration` and `calibrated_at` are set; to None where the checkpoint holds none
+    folder, # checkpoint folder
+):
+    "Give a system what evaluation had found out when a checkpoint was saved; tensors are on the CPU"
+    held = dict(step=None, value=None)
+    if any((Path(folder)/f'calibration.{ending}').is_file() for ending in ('safetensors', 'json')): held = read_part(folder, 'calibration')
+    if set(held)!={'step', 'value'}: raise CheckpointError(f'{folder}/calibration.json: missing or damaged; use another checkpoint, or remove calibration.safetensors too and evaluate again')
+    system.calibration,system.calibrated_at = held['value'], held['step']
 
 # %% ../../nbs/train/52_checkpoint.ipynb #af4d1719
 LOCKS = weakref.WeakSet()

@@ -41,6 +41,7 @@ from .callbacks import Checkpoints
 from .callbacks import EarlyStopping
 from .callbacks import Evaluate
 from .callbacks import LogLosses
+from .callbacks import Pictures
 from .callbacks import Progress
 from .callbacks import RunLog
 from .callbacks import Trackers
@@ -48,6 +49,7 @@ from .callbacks import handlers
 from .checkpoint import checkpoint_folders
 from .checkpoint import find_checkpoint
 from .checkpoint import kept_random_state
+from .checkpoint import load_calibration
 from .checkpoint import load_optimizer_state
 from .checkpoint import load_weights
 from .checkpoint import lock_run
@@ -66,8 +68,11 @@ from .optim import warmup_steps
 class System(nn.Module):
     "What the learner asks of a model, its losses and its data"
     metric,metric_mode = 'loss', 'min'                    # what makes a checkpoint the best one
+    noun = 'samples'                                      # what its data are, in the plural
     metrics = ()                                          # names that `evaluate` can give; empty: not known beforehand
     architecture = None                                   # plain data with which `build` makes this module when what it started from is gone
+    calibration = None                                    # what `evaluate` found out and prediction needs, such as thresholds: a tree of tensors (on the CPU) and numbers
+    calibrated_at = None                                  # optimizer step of the weights that the calibration belongs to
 
     def loss(self, batch): "→ dict of scalars: 'loss' and its named parts"; raise NotImplementedError
     def param_groups(self): "→ list of dicts: name, params, lr, weight_decay; every trainable parameter exactly once"; raise NotImplementedError
@@ -76,6 +81,8 @@ class System(nn.Module):
     def evaluate_fully(self, loader): "→ what `vadnb eval` shows: `evaluate` and whatever is too much for every validation"; return self.evaluate(loader)
     def valid_data(self): "→ the validation data alone, or None: evaluation needs no training data"; return self.datasets()[1]
     def predict(self, path): "→ a prediction with `.save(folder)`"; raise NotImplementedError
+    def pictures(self): "→ dict name → matplotlib Figure: what the last evaluation saw"; return {}
+    def graph(self): "→ (module, tuple of example inputs) for TensorBoard's graph page, or None"; return None
 
     def forward(self, batch): return self.loss(batch)     # DDP and torch.compile wrap `forward`
     def collate(self, items): return torch.utils.data.default_collate(items)
@@ -101,23 +108,24 @@ class TrainConfig:
     workers:int = 2 # data loading processes; 0 loads in the training process
     on_bad_sample:Literal['raise', 'skip'] = 'raise' # skip: leave unreadable samples out, count and list them
     unit:Literal['epoch', 'step'] = 'epoch' # what evaluate_every and save_every count
-    evaluate_every:int = 1 # evaluations are this far apart
-    save_every:int = 1 # checkpoints are this far apart
+    evaluate_every:int = 1 # evaluations are this many units apart
+    save_every:int = 1 # checkpoints are this many units apart
     log_every:int = 10 # optimizer steps per log row
-    keep:int = 3 # newest checkpoints kept; the best one always stays
+    keep:int|None = 3 # newest checkpoints kept; the best one always stays; null keeps all of them
     metric:str|None = None # what makes a checkpoint the best; null: the system's own
     metric_mode:Literal['max', 'min']|None = None # whether more or less of it is better
-    early_stopping:int|None = None # stop after this many evaluations without a better one
+    early_stopping:int|None = None # stop after this many evaluations (not epochs) without a better one
     ema:float|None = None # decay of averaged weights; null keeps none
     resume:str = 'auto' # auto, never, or a checkpoint folder
     trackers:list[str] = field(default_factory=lambda: ['tensorboard']) # tensorboard, wandb
     progress:bool = True # show a progress bar, or a line per row
 
     def __post_init__(self):
-        for k in 'batch_size accumulate evaluate_every save_every log_every keep'.split():
+        for k in 'batch_size accumulate evaluate_every save_every log_every'.split():
             if getattr(self, k)<1: raise ConfigError(f"'train.{k}' must be 1 or more, found {getattr(self, k)}")
         for ok,key,says in [(self.steps is not None or self.epochs is not None, 'epochs', 'set, or steps'), (self.steps is None or self.steps>=1, 'steps', '1 or more'),
                             (self.epochs is None or self.epochs>0, 'epochs', 'above 0'), (self.workers>=0, 'workers', '0 or more'),
+                            (self.keep is None or self.keep>=1, 'keep', '1 or more, or null for all'),
                             (self.ema is None or 0<self.ema<1, 'ema', 'between 0 and 1, or null'), (self.early_stopping is None or self.early_stopping>=1, 'early_stopping', '1 or more'),
                             (set(self.trackers)<={'tensorboard', 'wandb'}, 'trackers', 'a list of tensorboard, wandb')]:
             if not ok: raise ConfigError(f"'train.{key}' must be {says}, found {getattr(self, key)!r}")
@@ -302,7 +310,7 @@ class Learner:
         self.extra = list(callbacks)
         self.step = self.micro = 0                        # optimizer steps and micro-batches finished
         self.data_seconds,self.grad_norm,self.losses,self.metrics,self.stop,self.error = 0., None, {}, {}, None, None
-        self.names,self.skipped,self.source,self.random = [], {}, None, None
+        self.names,self.pictures,self.skipped,self.source,self.random = [], [], {}, None, None
         self.metric,self.metric_mode = cfg.train.metric or system.metric, cfg.train.metric_mode or system.metric_mode
 
     def one_step(self):
@@ -364,6 +372,12 @@ def say(self:Learner, text):
     "One line for the person watching, beside the progress bar"
     if self.main and self.cfg.train.progress: tqdm.write(text, file=sys.stderr)
 
+@patch
+def note(self:Learner, text):
+    "One line for the person watching, and a row of the log"
+    self.say(text)
+    self.log.row('note', self.step, message=text)
+
 # %% ../../nbs/train/50_learner.ipynb #480cfbd3
 @patch
 def next_batch(self:Learner):
@@ -380,17 +394,26 @@ def next_batch(self:Learner):
     return to_device(batch, self.device)
 
 @patch
-def evaluate(self:Learner):
-    "Metrics of the system on its validation data, computed in the main process and shared"
+@contextlib.contextmanager
+def evaluating(self:Learner):
+    "Inside: eval mode, no gradients, averaged weights where there are any; outside, no trace of it"
     averaged = self.cfg.train.ema and self.callback(Averaging).weights
     mode = self.system.training
     with kept_random_state(), torch.no_grad():
         self.system.eval()
         if averaged: averaged.swap()
-        try: return self.in_main(lambda: {k: float(v) for k,v in self.system.evaluate(valid_loader(self.system, self.valid, self.device)).items()})
+        try: yield
         finally:
             if averaged: averaged.swap()
             self.system.train(mode)
+
+@patch
+def evaluate(self:Learner):
+    "Metrics of the system on its validation data, computed in the main process and shared"
+    before = self.system.calibration
+    with self.evaluating(): found = self.in_main(lambda: {k: float(v) for k,v in self.system.evaluate(valid_loader(self.system, self.valid, self.device)).items()})
+    if self.system.calibration is not before: self.system.calibrated_at = self.step
+    return found
 
 def valid_loader(
     system:System, # collates, and knows its configuration
@@ -399,7 +422,7 @@ def valid_loader(
 ): # yields batches
     "Evaluation batches in order, nothing dropped"
     t = system.cfg.train
-    for b in plainly(make_loader(data, system.collate, t.workers, batch_size=t.batch_size)): yield to_device(b, device)
+    for b in plainly(make_loader(data, system.collate, getattr(data, 'workers', t.workers), batch_size=t.batch_size)): yield to_device(b, device)
 
 # %% ../../nbs/train/50_learner.ipynb #6bd9808d
 @patch
@@ -483,7 +506,7 @@ def standard_callbacks(self:Learner, groups):
     "The callbacks that the configuration asks for"
     from vadnb.train.health import Health
     t = self.cfg.train
-    return [LogLosses(), Health(groups, self.system.health_checks()), *([Averaging()] if t.ema else []), *([Evaluate(), Checkpoints()] if self.save else []),
+    return [LogLosses(), Health(groups, self.system.health_checks()), *([Averaging()] if t.ema else []), *([Evaluate(), Pictures(), Checkpoints()] if self.save else []),
             *([EarlyStopping()] if t.early_stopping else []), *([Progress()] if t.progress else []), *([Trackers()] if t.trackers and self.save else [])]
 
 @patch(as_prop=True)
@@ -520,6 +543,7 @@ def restore(self:Learner, folder, anew=()):
     state = read_part(folder, 'state')
     self.step,self.skipped = state['step'], state['skipped']
     load_weights(self.system, read_part(folder, 'model'), f'{folder}/model.safetensors')
+    load_calibration(self.system, folder)
     load_optimizer_state(self.system, self.optimizer.optimizer, state['optimizer'])
     for c in self.callbacks:
         if (name := type(c).__name__) in state['callbacks'] and name not in anew: c.load_state_dict(state['callbacks'][name])
@@ -557,6 +581,15 @@ def open_run(self:Learner):
 HARMLESS = {'name', 'runs', 'train.resume', 'train.progress', 'train.trackers', 'train.keep', 'train.workers'}
 
 @patch
+def repeats(self:Learner):
+    "Whether `train.resume` names what this run was started from, by its own log: the checkpoint, or the run it lies in"
+    log = self.run/'log.jsonl'
+    first = next(iter(read_jsonl(log)), {}) if log.is_file() else {}
+    if self.cfg.train.resume in ('auto', 'never') or first.get('kind')!='resume': return False
+    origin = (self.run.resolve()/first['from']).resolve()
+    return origin.parent!=(self.run/'checkpoints').resolve() and Path(self.cfg.train.resume).resolve() in (origin, origin.parent.parent)
+
+@patch
 def claim(self:Learner):
     "Look at the run folder and lock it; returns the checkpoint to continue from and the configuration that wrote it"
     t,config = self.cfg.train, self.run/'config.yaml'
@@ -565,9 +598,11 @@ def claim(self:Learner):
     if self.run.is_dir() and not config.exists() and any(p.name[0]!='.' for p in self.run.iterdir()):
         raise CheckpointError(f'{self.run}: exists and is not a run folder; choose another --name')
     if config.exists() and t.resume=='never': raise CheckpointError(f'{self.run}: holds a run already; choose another --name, or --train.resume auto to continue it')
-    asked = find_checkpoint(t.resume).resolve() if t.resume not in ('auto', 'never') else None
+    again = self.repeats() and bool(checkpoint_folders(self.run))
+    asked = find_checkpoint(t.resume).resolve() if t.resume not in ('auto', 'never') and not again else None
     self.lock = lock_run(self.run)
     found = [p.resolve() for p in checkpoint_folders(self.run)]
+    if again: self.say(f"{self.cfg.name} was started from {t.resume} and has gone on since: it continues from its own {found[-1].name}")
     if asked and found and asked not in found:
         raise CheckpointError(f"{self.run}: holds checkpoints of its own, but 'train.resume' is {asked} of another run; choose another --name, or --train.resume auto to continue this one")
     folder = asked or (found[-1] if found else None)
@@ -577,13 +612,15 @@ def claim(self:Learner):
 @patch
 def begin(self:Learner, folder, own):
     "Make the run folder say what is about to happen; `own` is whether the checkpoint lies in it"
-    log = self.run/'log.jsonl'
-    ended = own and log.exists() and any(r['kind']=='end' and r['status']=='done' and r['step']==self.step for r in read_jsonl(log))
+    log,back = self.run/'log.jsonl', self.step if folder else -1
+    rows = read_jsonl(log) if log.exists() else []
+    ended = own and any(r['kind']=='end' and r['status']=='done' and r['step']==self.step for r in rows)
     if folder and self.step>=self.total_steps and (ended or not own):
         raise CheckpointError(f'{folder if not own else self.run}: is finished ({self.step} of {self.total_steps} steps); choose another --name, or train on with a higher --train.steps or --train.epochs')
-    for leftover in self.run.glob('.*.tmp'): leftover.unlink()
+    for leftover in [*self.run.glob('.*.tmp'), *self.run.glob('pictures/.*.tmp')]: leftover.unlink()
     if own and (gone := set_aside(self.run, self.step)): self.say(f'{self.cfg.name} goes back to step {self.step}; set aside: {", ".join(gone)}')
-    self.log.rewind(self.step if folder else -1)
+    for name in {n for r in rows if r['kind']=='pictures' and r['step']>back for n in r['names']}: (self.run/'pictures'/f'{name}.png').unlink(missing_ok=True)
+    self.log.rewind(back)
     write_atomic(self.run/'config.yaml', to_yaml(self.cfg))
     if self.system.architecture is not None: write_json(self.run/'architecture.json', self.system.architecture)
 
@@ -636,7 +673,7 @@ def run_loop(self:Learner, kind, values):
         self.log.row(kind, self.step, **self.describe(), **values)
         self.batches.start = self.micro
         self.stream = plainly(make_loader(Draws(self.train, self.cfg.seed, self.cfg.train.on_bad_sample), SkippingCollate(self.system.collate),
-                                          self.cfg.train.workers, sampler=self.batches, pin=self.device.type=='cuda'))
+                                          getattr(self.train, 'workers', self.cfg.train.workers), sampler=self.batches, pin=self.device.type=='cuda'))
         self.event('before_fit')
         if self.random: set_random_state(self.random)
         elif self.accelerator.process_index: set_seed((self.cfg.seed+1_000_003*self.accelerator.process_index)%2**32)
