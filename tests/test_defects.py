@@ -43,26 +43,28 @@ def test_defects_lie_on_the_object(shared):
     anywhere = np.mean([nut[np.roll(plant(picture, np.random.default_rng(i), 'spot')[1], generator(i).integers(128, size=2), (0, 1))].any() for i in range(60)])
     assert on>anywhere+.2, (on, anywhere)
 
-# twelve defects of a kind: share of their masks, their mean centre, how much changed; spread of the colours of a texture
-planted = dict(scratch=[0.020291, 59.985, 38.667, 0.99773, 1.0405, 1.1321], spot=[0.046613, 56.574, 59.602, 1.4173, 2.3683, 2.8279], missing=[0.048277, 45.843, 43.97, 2.5917, 2.2518, 2.1002], warp=[0.090658, 51.123, 48.514, 6.224, 6.3517, 6.3977])
-painted = dict(weave=[54.554, 41.833, 28.977], stripes=[86.115, 61.614, 58.04], bricks=[24.1, 35.401, 36.313], tiles=[59.015, 34.576, 30.491], dots=[67.002, 68.657, 69.397], marble=[25.602, 24.78, 23.011], wood=[19.311, 18.352, 13.941], leather=[16.658, 20.834, 13.932])
+# twelve defects of a kind: pixels in their masks, sum of the changes weighted by a random pattern; the weighted sum of four pictures of a texture
+planted = dict(scratch=(2244, 5750), spot=(5155, -1965), missing=(5339, 2780), warp=(10026, 9662))
+painted = dict(weave=120441, stripes=108083, bricks=107548, tiles=97984, dots=137913, marble=163683, wood=141388, leather=44615)
 
-def planted_numbers(kind, texture):
-    found = []
+pattern = generator(3).normal(size=(96, 96, 3))
+
+def planted_sums(kind, texture):
+    pixels,change = 0,0.
     for i in range(12):
         picture = TEXTURES[texture](generator(0, kind, i), (96, 96))
         changed,mask,_ = plant(picture, generator(1, kind, i), kind)
-        found.append([mask.mean(), *np.argwhere(mask).mean(0), *np.abs(changed.astype(float)-picture).mean((0, 1))])
-    return np.mean(found, 0)
+        pixels,change = pixels+int(mask.sum()),change+float(((changed.astype(int)-picture)*pattern).sum())
+    return pixels,round(change)
 
-def painted_numbers(texture): return np.mean([TEXTURES[texture](generator(2, texture, i), (96, 96)).std((0, 1)) for i in range(4)], 0)
+def painted_sum(texture): return round(sum(float((TEXTURES[texture](generator(2, texture, i), (96, 96))*pattern).sum()) for i in range(4)))
 
 def test_the_version_rises_with_the_pixels():
     "Feature caches trust `PLANTING`. When this fails, textures or defects get other pixels than before: raise PLANTING, then write the new values here"
     assert PLANTING==1 and painted.keys()==TEXTURES.keys() and planted.keys()==DEFECTS.keys()
-    # numbers and not digests: sines may differ in the last bit from machine to machine
-    for kind,texture in zip(DEFECTS, ('weave', 'bricks', 'tiles', 'dots')): np.testing.assert_allclose(planted_numbers(kind, texture), planted[kind], rtol=.002, err_msg=kind)
-    for texture in TEXTURES: np.testing.assert_allclose(painted_numbers(texture), painted[texture], rtol=.001, err_msg=texture)
+    # sums and not digests: a sine may differ in its last bit from machine to machine, and turn a few pixels by one level
+    for kind,texture in zip(DEFECTS, ('weave', 'bricks', 'tiles', 'dots')): np.testing.assert_allclose(planted_sums(kind, texture), planted[kind], rtol=0, atol=40, err_msg=kind)
+    for texture in TEXTURES: np.testing.assert_allclose(painted_sum(texture), painted[texture], rtol=0, atol=40, err_msg=texture)
 
 def test_same_in_another_process(tmp_path):
     "Not a function of the process, its hash seed or numpy's global state"

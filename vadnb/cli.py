@@ -215,6 +215,8 @@ def predict(
     from vadnb.systems.registry import load_run
     system,folder = load_run(needed('run', run), which, [*overrides, *(['--score.prompts', json.dumps(read_prompts(prompts))] if prompts else [])])
     system.to(pick_device(system.cfg.train.device))
+    # evaluation sets thresholds, and a checkpoint between two evaluations holds those of older weights
+    if system.calibrated_at is not None and folder.name!=f'step-{system.calibrated_at:06d}': print(f'vadnb: warning: {folder.name} was not evaluated; its thresholds are those of step {system.calibrated_at}', file=sys.stderr)
     stems = [Path(p).stem for p in inputs]
     twins = [p for p in inputs if stems.count(Path(p).stem)>1]
     if twins: raise ConfigError(f"command line: {twins[0]} and {twins[1]} would write the same files; predict them into different --out folders")
@@ -321,7 +323,7 @@ def convert(
         found = c.from_ucf_annotation(source) if what=='ucf-annotation' else c.from_xd_annotation(source, c.read_normal(normal) if normal else ())
         print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['segments']) for v in found.values())} segments, frames half-open")
 
-# %% ../nbs/70_cli.ipynb #8eae0e67
+# %% ../nbs/70_cli.ipynb #c810277c
 def ended(run):
     "How a run ended by the last row of its log: done, stopped, failed, or '' where it did not"
     from vadnb.core import read_jsonl
@@ -354,7 +356,7 @@ def making(what):
     from tqdm.auto import tqdm
     return lambda x: tqdm(x, desc=f'making {what}', unit=what.removesuffix('s'), file=sys.stderr, disable=not sys.stderr.isatty())
 
-# %% ../nbs/70_cli.ipynb #d50ea9ad
+# %% ../nbs/70_cli.ipynb #1380a40b
 def street_demo(cfg):
     "fgclip in a synthetic street; the checkpoint is chosen on validation videos, what is shown are test videos, with the truth in UCF-Crime's own format"
     from vadnb.data.synth import street_world

@@ -8,7 +8,7 @@ __all__ = ['POSITIONS', 'ACTIVATIONS', 'feature_size', 'MFCN', 'FeatureJitter', 
            'anomaly_map', 'UniAD', 'read_reference', 'Backbone']
 
 # %% ../../nbs/models/26_uniad.ipynb #37a8f8ef
-import copy, difflib, random
+import copy, difflib, hashlib, random, re
 from collections import OrderedDict
 from fastcore.basics import patch
 import numpy as np
@@ -384,3 +384,25 @@ class Backbone(nn.Module):
         "Maps at the chosen strides, without gradient"
         maps = self.net(x)
         return [m.permute(0, 3, 1, 2) for m in maps] if getattr(self.net, 'output_fmt', 'NCHW')=='NHWC' else list(maps)
+
+# %% ../../nbs/models/26_uniad.ipynb #0ba77243
+@patch
+def load(self:Backbone,
+    state:dict, # timm's weights of the whole network, name -> tensor
+)->list: # names that were not used
+    "Load timm's weights, or change nothing and raise `CheckpointError` with names and shapes"
+    # a list of features joins the name of a stage and its number
+    own,of = self.net.state_dict(),{}
+    for k in own: of[k] = next((n for n in (k, re.sub(r'^([a-z]+)_(\d+)\.', r'\1.\2.', k)) if n in state), None)
+    optional = [k for k in own if k.endswith('num_batches_tracked')]
+    if lost := [k for k,n in of.items() if n is None and k not in optional]: raise CheckpointError(f"backbone_weights: {len(lost)} tensors of '{self.name}' are missing, {lost[0]} among them; give timm's own weights of this model")
+    if wrong := [k for k,n in of.items() if n and state[n].shape!=own[k].shape]: raise CheckpointError(f"backbone_weights: {of[wrong[0]]} is {tuple(state[of[wrong[0]]].shape)}, '{self.name}' needs {tuple(own[wrong[0]].shape)} ({len(wrong)} tensors differ); give timm's own weights of this model")
+    self.net.load_state_dict({k: state[n] for k,n in of.items() if n}|{k: own[k] for k in optional if of[k] is None})
+    return [n for n in state if n not in set(of.values())]
+
+@patch
+def digest(self:Backbone)->str: # hexadecimal
+    "Names the weights by their bytes, wherever they lie"
+    res = hashlib.sha256()
+    for k,v in self.net.state_dict().items(): res.update(f'{k} {tuple(v.shape)} {v.dtype}'.encode()+v.detach().cpu().contiguous().numpy().tobytes())
+    return res.hexdigest()[:16]

@@ -7,7 +7,7 @@ __all__ = ['DataConfig', 'ModelConfig', 'LossConfig', 'ScoreConfig', 'Config', '
            'without_backbone', 'backbone_is_there', 'Map', 'Seen', 'CopyingCheck', 'BackboneCheck', 'ProtocolCheck',
            'UnmaskedCheck', 'StartCheck']
 
-# %% ../../nbs/systems/62_uniad.ipynb #263e58bb
+# %% ../../nbs/systems/62_uniad.ipynb #e28d6f64
 import math, sys, warnings
 from dataclasses import dataclass
 from dataclasses import field
@@ -31,7 +31,7 @@ from ..train.health import Check
 from ..train.learner import EpochBatches, RunConfig, System, run_length
 from ..train.optim import warmup_steps
 
-# %% ../../nbs/systems/62_uniad.ipynb #35f50d24
+# %% ../../nbs/systems/62_uniad.ipynb #a65e08d9
 @dataclass(kw_only=True)
 class DataConfig:
     "Which images, and what is held back of them"
@@ -49,7 +49,7 @@ class DataConfig:
     cache_folder:str|None = None # where they lie on disk; null: `features` in the folder of runs
     cache_gb:float = 8. # most that is kept
 
-# %% ../../nbs/systems/62_uniad.ipynb #5304df1e
+# %% ../../nbs/systems/62_uniad.ipynb #4cb701d1
 @dataclass(kw_only=True)
 class ModelConfig:
     "Backbone, neck and transformer"
@@ -74,7 +74,7 @@ class ModelConfig:
     jitter_scale:float = 20. # noise on tokens while training; 0: none
     jitter_prob:float = 1. # share of batches with noise
 
-# %% ../../nbs/systems/62_uniad.ipynb #cc672bcd
+# %% ../../nbs/systems/62_uniad.ipynb #6f16add8
 @dataclass(kw_only=True)
 class LossConfig:
     "What reconstruction is compared with features by"
@@ -87,10 +87,11 @@ class ScoreConfig:
     pool:list[int] = field(default_factory=lambda: [16, 16]) # window of max, pixels
     limit:float = 0.3 # false positive rate up to which AUPRO looks
     exact_pixels:int = 250_000_000 # above so many pixels metrics are counted in bins, with a bound on their error; exact ones take about 20 bytes per pixel
-    false_alarm_rate:float = 0.01 # share of good images, and of their pixels, that may lie above the thresholds
+    false_alarm_rate:float = 0.01 # share of good images that may lie above the image threshold
+    pixel_rate:float = 0.001 # share of the pixels of good images that may lie above the pixel threshold
     batch_size:int = 16 # images at once in prediction and in the filling of the cache
 
-# %% ../../nbs/systems/62_uniad.ipynb #32d6e022
+# %% ../../nbs/systems/62_uniad.ipynb #28cee2b1
 @dataclass(kw_only=True)
 class Config(RunConfig):
     "Everything that makes a run of uniad"
@@ -108,7 +109,7 @@ class Config(RunConfig):
         for section,key,holds,says in [('data', 'size', pair(d.size), 'a height and a width'), ('data', 'hold_out', 0<d.hold_out<1, 'between 0 and 1'), ('data', 'folder_test', 0<d.folder_test<1, 'between 0 and 1'),
                 ('data', 'cache_gb', d.cache_gb>0, 'above 0'), ('data', 'classes', d.classes is None or len(d.classes)>0, 'null or at least one class'), ('model', 'strides', bool(m.strides) and m.strides==sorted(set(m.strides)), 'rising pixels per place'),
                 ('model', 'neighbor_size', pair(m.neighbor_size), 'a height and a width'), ('model', 'outstride', m.outstride>0, 'above 0'), ('score', 'pool', pair(s.pool) and s.pool[0]<=d.size[0] and s.pool[1]<=d.size[1], 'a height and a width within data.size'),
-                ('score', 'limit', 0<s.limit<=1, 'above 0 and at most 1'), ('score', 'false_alarm_rate', 0<s.false_alarm_rate<1, 'between 0 and 1'), ('score', 'exact_pixels', s.exact_pixels>=0, '0 or more'), ('score', 'batch_size', s.batch_size>=1, '1 or more')]:
+                ('score', 'limit', 0<s.limit<=1, 'above 0 and at most 1'), ('score', 'false_alarm_rate', 0<s.false_alarm_rate<1, 'between 0 and 1'), ('score', 'pixel_rate', 0<s.pixel_rate<1, 'between 0 and 1'), ('score', 'exact_pixels', s.exact_pixels>=0, '0 or more'), ('score', 'batch_size', s.batch_size>=1, '1 or more')]:
             if not holds: raise ConfigError(f"'{section}.{key}' must be {says}, found {getattr(getattr(self, section), key)!r}")
         if m.weights and m.start=='data': raise ConfigError("'model.start' is data and 'model.weights' is set, which would be shifted and scaled away; set one of them")
         if not m.pretrained and m.backbone_weights: raise ConfigError("'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them")
@@ -118,7 +119,7 @@ class Config(RunConfig):
 
     def build(self, architecture=None): return UniADSystem(self, architecture)
 
-# %% ../../nbs/systems/62_uniad.ipynb #28ce65aa
+# %% ../../nbs/systems/62_uniad.ipynb #dc98e402
 def read_weights(
     path, # .safetensors, or a file of torch
 )->dict: # name -> tensor
@@ -143,7 +144,7 @@ def make_backbone(
         raise CheckpointError(f"the weights of {m.backbone} are not those this run was trained with (digest {res.digest()} instead of {architecture['digest']}); give the file they came from with --model.backbone_weights")
     return res
 
-# %% ../../nbs/systems/62_uniad.ipynb #147bdae3
+# %% ../../nbs/systems/62_uniad.ipynb #a1cc5bf9
 class UniADSystem(System):
     "Frozen backbone and neck, and the head that rebuilds their features; `loss` trains it, `look` uses it"
     metric,metric_mode = 'pixel_auroc', 'max'
@@ -179,7 +180,7 @@ class Map(nn.Module):
     def __init__(self, head): super().__init__(); self.head = head
     def forward(self, feature): return self.head(feature)['pred']
 
-# %% ../../nbs/systems/62_uniad.ipynb #f170ed63
+# %% ../../nbs/systems/62_uniad.ipynb #bd4b14b0
 @patch
 @torch.no_grad()
 def encode(self:UniADSystem,
@@ -207,7 +208,7 @@ def param_groups(self:UniADSystem):
     o = self.cfg.optim
     return [dict(name='head', params=list(self.head.parameters()), lr=o.lr, weight_decay=o.weight_decay)]
 
-# %% ../../nbs/systems/62_uniad.ipynb #cdc30048
+# %% ../../nbs/systems/62_uniad.ipynb #6798ee9d
 @patch
 def records(self:UniADSystem):
     "Good records to learn from, records to be tested with, and the folders they lie in. Raises `DataError`"
@@ -232,7 +233,7 @@ def images(self:UniADSystem, records, root, **augmentation):
     "Images of records at the model's size, with the classes of the system"
     return AnomalyImages(records, root, self.cfg.data.size, self.architecture['classes'], **augmentation)
 
-# %% ../../nbs/systems/62_uniad.ipynb #f88a6965
+# %% ../../nbs/systems/62_uniad.ipynb #9df4b0f5
 @patch
 def datasets(self:UniADSystem):
     "Training images, and what the best checkpoint is chosen on; cached where that is possible"
@@ -255,7 +256,7 @@ def valid_data(self:UniADSystem):
     else: self.valid = PlantedDefects(self.images(hold_out(train, self.cfg.data.hold_out, self.cfg.seed)[1], root), self.cfg.seed)
     return self.valid
 
-# %% ../../nbs/systems/62_uniad.ipynb #4d730358
+# %% ../../nbs/systems/62_uniad.ipynb #41164847
 @patch
 @torch.no_grad()
 def start_from_data(self:UniADSystem,
@@ -269,7 +270,7 @@ def start_from_data(self:UniADSystem,
     tokens = first((x-mean[:,None,None]).flatten(2).transpose(1, 2))
     first.weight /= tokens.std(); first.bias.copy_(-first.weight@mean)
 
-# %% ../../nbs/systems/62_uniad.ipynb #75938d55
+# %% ../../nbs/systems/62_uniad.ipynb #02d61b98
 @patch
 def cache_key(self:UniADSystem):
     "All that features depend on beside the image"
@@ -291,7 +292,7 @@ def keep(self:UniADSystem, data, what):
     return cached(data, self.encode, self.cache_key(), d.cache, place, d.cache_gb, lambda text: self.say(f'{what}: {text}'), self.cfg.score.batch_size,
                   lambda x: tqdm(x, desc=f'{what} features', unit='batch', file=sys.stderr, disable=not show))
 
-# %% ../../nbs/systems/62_uniad.ipynb #b330dad0
+# %% ../../nbs/systems/62_uniad.ipynb #1fd6a4c2
 @dataclass
 class Seen:
     "What one pass over images saw"
@@ -335,7 +336,7 @@ def image_score(self:UniADSystem,
     "The score of an image from its map"
     return image_scores(self.full(map), self.cfg.score.pool)[self.cfg.score.image_score]
 
-# %% ../../nbs/systems/62_uniad.ipynb #90f0fb8e
+# %% ../../nbs/systems/62_uniad.ipynb #abdf2b5f
 @patch
 def measure(self:UniADSystem,
     seen:Seen, # from `scan`
@@ -361,7 +362,7 @@ def results(self:UniADSystem, seen):
     res = {k.removeprefix('mean/'): float(v) for k,v in found.items()}
     return res | {f'baseline/{k}/no_reconstruction': float(nothing[f'mean/{k}']) for k in (*SEVEN, 'mad') if k in res and f'mean/{k}' in nothing}
 
-# %% ../../nbs/systems/62_uniad.ipynb #c5ce9dbf
+# %% ../../nbs/systems/62_uniad.ipynb #0b782574
 @patch
 def normal_images(self:UniADSystem,
     most:int=32, # images per class
@@ -388,9 +389,9 @@ def calibrate(self:UniADSystem,
 def thresholds(self:UniADSystem):
     "Thresholds for the false-alarm rate of the configuration. Raises `CheckpointError` when no good image has set any"
     if self.calibration is None: raise CheckpointError('there are no thresholds, because no evaluation has calibrated this model; load a run that was evaluated in training, or call datasets() and evaluate() first')
-    return Calibration.from_state(self.calibration).thresholds(self.cfg.score.false_alarm_rate)
+    return Calibration.from_state(self.calibration).thresholds(self.cfg.score.false_alarm_rate, self.cfg.score.pixel_rate)
 
-# %% ../../nbs/systems/62_uniad.ipynb #e9e56e77
+# %% ../../nbs/systems/62_uniad.ipynb #e97e9a56
 @patch
 def evaluate(self:UniADSystem, loader):
     "Metrics on the validation images; their good ones, or those of training, set the thresholds"
@@ -409,14 +410,14 @@ def evaluate_fully(self:UniADSystem, loader):
     rates = (('false_alarm_rate', above[labels==0]), ('detection_rate', above[labels==1]))
     return res | {k: float(v.mean()) for k,v in rates if len(v)}
 
-# %% ../../nbs/systems/62_uniad.ipynb #6687fad2
+# %% ../../nbs/systems/62_uniad.ipynb #7bde0275
 @patch
 def case(self:UniADSystem, i):
     "Image `i` of the last evaluation, ready to be drawn"
     seen,data = self.seen, getattr(self.valid, 'data', self.valid) if isinstance(self.valid, CachedFeatures) else self.valid
     sample = data[i]
     kind = '' if not seen.labels[i] else seen.names[i].split('#')[1] if '#' in seen.names[i] else Path(seen.names[i]).parent.name
-    return Case(sample['image'].permute(1, 2, 0).numpy(), seen.maps[i], self.image_score(seen.maps[i]), seen.names[i], seen.labels[i], sample['mask'].numpy() if sample['has_mask'] else None, seen.classes[i], kind, self.cfg.model.outstride)
+    return Case(sample['image'].permute(1, 2, 0).numpy(), seen.maps[i], self.image_score(seen.maps[i]), seen.names[i].split('#')[0], seen.labels[i], sample['mask'].numpy() if sample['has_mask'] else None, seen.classes[i], kind, self.cfg.model.outstride)
 
 @patch
 def pictures(self:UniADSystem):
@@ -437,7 +438,7 @@ def pictures(self:UniADSystem):
     shown = first if len(first)<=6 else first[:3]+first[-3:]
     return dict(cases=case_sheet(cases, low, high, t and t.image), panels=panels(shown, low, high, t and t.pixel))
 
-# %% ../../nbs/systems/62_uniad.ipynb #66bb8275
+# %% ../../nbs/systems/62_uniad.ipynb #b26a92a9
 class CopyingCheck(Check):
     "Nothing keeps the head from copying its input"
     code,what = 'copying', 'neighbour masks or feature jitter keep the model from copying its input'
@@ -478,7 +479,7 @@ class StartCheck(Check):
         names = [n for n in self.learner.system.unused_weights if 'backbone.' not in n]
         if names: self.find('note', f"{len(names)} tensors of {self.learner.cfg.model.weights} have no place in this model and were left out ({', '.join(names[:3])}{', …' if names[3:] else ''})", names=names)
 
-# %% ../../nbs/systems/62_uniad.ipynb #ce78e62e
+# %% ../../nbs/systems/62_uniad.ipynb #9c01e848
 @patch
 def predict(self:UniADSystem, path):
     "Score an image, or every image below a folder"
@@ -494,7 +495,7 @@ def predict(self:UniADSystem, path):
         res += [ImagePrediction(name, str(p), s, m.numpy(), self.cfg.model.outstride, self.image_score(m.numpy()), t) for (name,p),s,m in zip(found[k:k+size], sizes, maps)]
     return ImagePredictions(str(path), res)
 
-# %% ../../nbs/systems/62_uniad.ipynb #eaa78310
+# %% ../../nbs/systems/62_uniad.ipynb #30386748
 @patch
 def data_rows(self:UniADSystem, what, data):
     "Rows of (what, whether it holds, detail) about one data set"
@@ -530,7 +531,7 @@ def verify(self:UniADSystem):
     if all(ok for what,ok,_ in rows if what.endswith('decoding')): rows.append(('one batch', *self.batch_row(train)))
     return rows
 
-# %% ../../nbs/systems/62_uniad.ipynb #ab86e401
+# %% ../../nbs/systems/62_uniad.ipynb #7b74569e
 @patch
 def step_row(self:UniADSystem, train):
     "Whether the run has the optimizer steps that its schedule asks for, in one process"
