@@ -353,7 +353,7 @@ def test_skipping_is_counted_and_listed(world, runs, train, damaged):
 def test_predict_without_a_video(run, tmp_path, world):
     good = sorted(world.rglob('*.mp4'))[0]
     before = files(run)
-    assert 'nowhere.mp4: no such video' in refuse('predict', good, 'nowhere.mp4', '--run', run)
+    assert 'nowhere.mp4: no such file or folder' in refuse('predict', good, 'nowhere.mp4', '--run', run)
     (tmp_path/'empty').mkdir()
     assert 'holds no pictures' in refuse('predict', tmp_path/'empty', '--run', run)
     shutil.copy(good, tmp_path/good.name)
