@@ -8,7 +8,7 @@ __all__ = ['DataConfig', 'ModelConfig', 'LossConfig', 'ScoreConfig', 'Config', '
            'UnmaskedCheck', 'StartCheck']
 
 # %% ../../nbs/systems/62_uniad.ipynb #e28d6f64
-import math, sys, warnings
+import logging, math, sys, warnings
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
@@ -24,7 +24,7 @@ from ..data.defects import PlantedDefects
 from ..data.mvtec import AnomalyImages, check_split, choose_classes, class_names, collate, hold_out, open_image, read_folder, read_split, to_rgb, to_size
 from ..losses.reconstruction import Criterion, criterion_rows
 from ..metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, pixel_metrics
-from ..models.uniad import MFCN, Backbone, UniAD, feature_size, read_reference
+from ..models.uniad import MFCN, Backbone, UniAD, feature_size, neighbor_mask, read_reference
 from .image_prediction import Calibration, Case, ImagePrediction, ImagePredictions, case_sheet, enlarge, list_inputs, panels, telling_cases
 from ..train.feature_cache import CachedFeatures, cached
 from ..train.health import Check
@@ -114,7 +114,10 @@ class Config(RunConfig):
         if m.weights and m.start=='data': raise ConfigError("'model.start' is data and 'model.weights' is set, which would be shifted and scaled away; set one of them")
         if not m.pretrained and m.backbone_weights: raise ConfigError("'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them")
         if d.cache not in ('auto', 'disk') and d.cache_folder: raise ConfigError(f"'data.cache_folder' is set but 'data.cache' is {d.cache}, so nothing would be written there; remove one of them")
-        feature_size(d.size, m.outstride)
+        for key,check in (('data.size', lambda: feature_size(d.size, m.outstride)), ('model.neighbor_size', lambda: any(m.neighbor_masks) and neighbor_mask(feature_size(d.size, m.outstride), m.neighbor_size))):
+            # the parts name their own arguments; a user knows keys
+            try: check()
+            except ConfigError as e: raise ConfigError(f"'{key}': {str(e).split(': ', 1)[1]}") from None
         criterion_rows(self.loss.criterion)
 
     def build(self, architecture=None): return UniADSystem(self, architecture)
@@ -138,7 +141,13 @@ def make_backbone(
     "The frozen backbone with its weights. Raises `CheckpointError` when they are not those of the stored run"
     m,stored = cfg.model, bool(architecture and architecture['stored'])
     if architecture and m.backbone!=architecture['backbone']: raise CheckpointError(f"'model.backbone' is {m.backbone}, the run was trained with {architecture['backbone']}; set it back")
-    res = Backbone(m.backbone, m.strides, m.pretrained and not m.backbone_weights and not stored)
+    fetch = m.pretrained and not m.backbone_weights and not stored
+    # what the hub's client says of its attempts would bury the one line of the error
+    logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)
+    try: res = Backbone(m.backbone, m.strides, fetch)
+    except ConfigError as e:
+        if fetch and 'cannot make' in str(e): raise ConfigError(f"{e}; without a network, give timm's file of it: --model.backbone_weights FILE") from None
+        raise
     if m.backbone_weights and not stored: res.load(read_weights(m.backbone_weights))
     if architecture and not stored and res.digest()!=architecture['digest']:
         raise CheckpointError(f"the weights of {m.backbone} are not those this run was trained with (digest {res.digest()} instead of {architecture['digest']}); give the file they came from with --model.backbone_weights")
