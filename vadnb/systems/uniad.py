@@ -307,7 +307,7 @@ class Seen:
     "What one pass over images saw"
     names:list = field(default_factory=list) # of the images
     maps:list = field(default_factory=list) # distance per token, (h, w) float32 each
-    sizes:list = field(default_factory=list) # length of the features per token: the distance to no reconstruction at all
+    lengths:list = field(default_factory=list) # length of the features per token: the distance to no reconstruction at all
     labels:list = field(default_factory=list) # 0 good, 1 defective
     masks:list = field(default_factory=list) # (H, W) bool, None where a defective image has none
     classes:list = field(default_factory=list) # names
@@ -328,9 +328,9 @@ def scan(self:UniADSystem, loader):
     "Look at every image of a loader once"
     seen = Seen()
     for batch in loader:
-        maps,sizes = self.look(self.features(batch))
+        maps,lengths = self.look(self.features(batch))
         seen.names += batch['name']; seen.labels += batch['label'].tolist()
-        seen.maps += list(maps.numpy()); seen.sizes += list(sizes.numpy())
+        seen.maps += list(maps.numpy()); seen.lengths += list(lengths.numpy())
         seen.masks += [m if known else None for m,known in zip(batch['mask'].cpu().numpy(), batch['has_mask'].tolist())]
         seen.classes += [self.architecture['classes'][c] for c in batch['cls'].tolist()]
     return seen
@@ -367,7 +367,7 @@ def results(self:UniADSystem, seen):
     found = self.measure(seen, seen.maps, len(seen)*math.prod(self.cfg.data.size)<=self.cfg.score.exact_pixels)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        nothing = self.measure(seen, seen.sizes, False)
+        nothing = self.measure(seen, seen.lengths, False)
     res = {k.removeprefix('mean/'): float(v) for k,v in found.items()}
     return res | {f'baseline/{k}/no_reconstruction': float(nothing[f'mean/{k}']) for k in (*SEVEN, 'mad') if k in res and f'mean/{k}' in nothing}
 
@@ -423,7 +423,7 @@ def evaluate_fully(self:UniADSystem, loader):
 @patch
 def case(self:UniADSystem, i):
     "Image `i` of the last evaluation, ready to be drawn"
-    seen,data = self.seen, getattr(self.valid, 'data', self.valid) if isinstance(self.valid, CachedFeatures) else self.valid
+    seen,data = self.seen, self.valid.data if isinstance(self.valid, CachedFeatures) else self.valid
     sample = data[i]
     kind = '' if not seen.labels[i] else seen.names[i].split('#')[1] if '#' in seen.names[i] else Path(seen.names[i]).parent.name
     return Case(sample['image'].permute(1, 2, 0).numpy(), seen.maps[i], self.image_score(seen.maps[i]), seen.names[i].split('#')[0], seen.labels[i], sample['mask'].numpy() if sample['has_mask'] else None, seen.classes[i], kind, self.cfg.model.outstride)

@@ -265,6 +265,7 @@ def available_memory()->int: # bytes
 class CachedFeatures(Dataset):
     "A data set whose images have become features; reads no image file"
     augmented = False
+    workers = 0                # its rows are in memory or mapped: loading processes would only copy them
     def __init__(self,
         data, # the data set behind it
         digests:list, # content of each sample
