@@ -307,12 +307,15 @@ class Seen:
     "What one pass over images saw"
     names:list = field(default_factory=list) # of the images
     maps:list = field(default_factory=list) # distance per token, (h, w) float32 each
-    lengths:list = field(default_factory=list) # length of the features per token: the distance to no reconstruction at all
     labels:list = field(default_factory=list) # 0 good, 1 defective
-    masks:list = field(default_factory=list) # (H, W) bool, None where a defective image has none
+    masks:list = field(default_factory=list) # (H, W) bool; None where a defective image has none, or where pixels are counted at once
     classes:list = field(default_factory=list) # names
+    counted:object = None # `StreamingPixelMetrics` of a set that is too large for exact ones
+    nothing:object = None # the same of the features' length: the distance to no reconstruction at all
 
     def __len__(self): return len(self.names)
+    def add(self, name, map, label, mask, cls):
+        for k,v in (('names', name), ('maps', map), ('labels', label), ('masks', mask if self.counted is None else None), ('classes', cls)): getattr(self, k).append(v)
 
 @patch
 @torch.no_grad()
@@ -323,16 +326,27 @@ def look(self:UniADSystem,
     out = self.head(feature)
     return tuple(x.float().norm(dim=1).cpu() for x in (out['feature_rec']-out['feature_align'], out['feature_align']))
 
+# %% ../../nbs/systems/62_uniad.ipynb #daa62c1e
 @patch
-def scan(self:UniADSystem, loader):
+def counter(self:UniADSystem, bits=20):
+    s = self.cfg.score
+    return StreamingPixelMetrics(s.image_score, tuple(s.pool), s.limit, bits)
+
+@patch
+def scan(self:UniADSystem,
+    loader, # batches on the system's device
+    n:int|None=None, # number of images, where metrics are wanted of them
+):
     "Look at every image of a loader once"
     seen = Seen()
+    if n is not None: seen.counted,seen.nothing = None if n*math.prod(self.cfg.data.size)<=self.cfg.score.exact_pixels else self.counter(), self.counter(16)
     for batch in loader:
-        maps,lengths = self.look(self.features(batch))
-        seen.names += batch['name']; seen.labels += batch['label'].tolist()
-        seen.maps += list(maps.numpy()); seen.lengths += list(lengths.numpy())
-        seen.masks += [m if known else None for m,known in zip(batch['mask'].cpu().numpy(), batch['has_mask'].tolist())]
-        seen.classes += [self.architecture['classes'][c] for c in batch['cls'].tolist()]
+        known,labels = batch['has_mask'].tolist(), batch['label'].tolist()
+        for i,(m,length,mask) in enumerate(zip(*(x.numpy() for x in self.look(self.features(batch))), batch['mask'].cpu().numpy())):
+            what = labels[i], mask if known[i] else None, self.architecture['classes'][batch['cls'][i]]
+            seen.add(batch['name'][i], m, *what)
+            for counted,x in ((seen.counted, m), (seen.nothing, length)):
+                if counted is not None: counted.add(batch['name'][i], self.full(x), what[1], what[0], what[2])
     return seen
 
 @patch
@@ -349,25 +363,20 @@ def image_score(self:UniADSystem,
 @patch
 def measure(self:UniADSystem,
     seen:Seen, # from `scan`
-    maps:list, # coarse, (h, w) each
-    exact:bool, # sort all pixels, or count them in bins
 )->dict: # 'mean/<metric>', 'class/<class>/<metric>', 'pooled/<metric>'
-    "Image and pixel metrics of maps"
-    s = self.cfg.score
-    if exact:
-        by = lambda values: dict(zip(seen.names, values))
-        return pixel_metrics(by(map(self.full, maps)), by(seen.masks), by(seen.labels), by(seen.classes), s.image_score, tuple(s.pool), s.limit)
-    counted = StreamingPixelMetrics(s.image_score, tuple(s.pool), s.limit)
-    for name,m,mask,label,cls in zip(seen.names, maps, seen.masks, seen.labels, seen.classes): counted.add(name, self.full(m), mask, label, cls)
-    return counted.compute()
+    "Image and pixel metrics: exact, or those that were counted on the way"
+    if seen.counted is not None: return seen.counted.compute()
+    s,by = self.cfg.score, lambda values: dict(zip(seen.names, values))
+    return pixel_metrics(by(map(self.full, seen.maps)), by(seen.masks), by(seen.labels), by(seen.classes), s.image_score, tuple(s.pool), s.limit)
 
 @patch
 def results(self:UniADSystem, seen):
     "All metrics, the means over classes under their plain names, beside what no reconstruction at all reaches"
-    found = self.measure(seen, seen.maps, len(seen)*math.prod(self.cfg.data.size)<=self.cfg.score.exact_pixels)
+    found = self.measure(seen)
     with warnings.catch_warnings():
+        # what is not defined has been said of the metrics themselves
         warnings.simplefilter('ignore')
-        nothing = self.measure(seen, seen.lengths, False)
+        nothing = seen.nothing.compute()
     res = {k.removeprefix('mean/'): float(v) for k,v in found.items()}
     return res | {f'baseline/{k}/no_reconstruction': float(nothing[f'mean/{k}']) for k in (*SEVEN, 'mad') if k in res and f'mean/{k}' in nothing}
 
@@ -404,7 +413,7 @@ def thresholds(self:UniADSystem):
 @patch
 def evaluate(self:UniADSystem, loader):
     "Metrics on the validation images; their good ones, or those of training, set the thresholds"
-    seen = self.seen = self.scan(loader)
+    seen = self.seen = self.scan(loader, len(self.valid))
     if self.cfg.data.protocol=='held_out': self.calibrate(seen, 'held-out good images')
     else: self.calibrate(self.normal_images(), 'good training images, which the model knows')
     return self.results(seen)
@@ -412,7 +421,7 @@ def evaluate(self:UniADSystem, loader):
 @patch
 def evaluate_fully(self:UniADSystem, loader):
     "Metrics on a test set, and what the stored thresholds make of it"
-    seen = self.seen = self.scan(loader)
+    seen = self.seen = self.scan(loader, len(self.valid))
     res = self.results(seen)
     if self.calibration is None: return res
     above,labels = np.array([self.image_score(m) for m in seen.maps])>self.thresholds().image, np.array(seen.labels)
