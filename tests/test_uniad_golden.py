@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from vadnb.core import CheckpointError
+from vadnb.losses.reconstruction import FeatureMSELoss
+from vadnb.models import uniad
 from vadnb.models.uniad import MFCN, FeatureJitter, NeighborAttention, UniAD, neighbor_mask, read_reference
 
 def close(a, b, atol=0, rtol=0): torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
@@ -26,15 +27,20 @@ def head(c):
 def check(model, gold, tol, noise=None):
     out = model(gold['input.feature_align'], noise)
     for k in ('feature_rec', 'pred'): close(out[k], gold[f'output.{k}'], **tol[k])
-    loss = F.mse_loss(out['feature_rec'], out['feature_align'])
+    loss = FeatureMSELoss()(out)
     close(loss[None], gold['output.loss'], **tol['loss'])
     loss.backward()
     own = dict(model.named_parameters())
     for k,v in part(gold, 'grad.').items(): close(own[k].grad, v, **tol['grad'])
     return loss.item(), torch.stack([p.grad.norm() for p in own.values()]).norm().item()
 
+@pytest.mark.parametrize('onednn', [False, True])
 @pytest.mark.parametrize('name', ['uniad_transformer', 'uniad_transformer_prenorm'])
-def test_head_forward_and_gradients(golden, name):
+def test_head_forward_and_gradients(golden, monkeypatch, name, onednn):
+    # these sizes are too small for it to be chosen
+    if onednn and uniad._product is None: pytest.skip('this build of torch has no oneDNN')
+    used = []
+    monkeypatch.setattr(uniad, '_use_onednn', lambda x, w: onednn and not used.append(1))
     facts, gold = golden(name)
     model = head(facts['config']).eval()
     assert model.load_reference(part(gold, 'param.')) == []
@@ -44,6 +50,22 @@ def test_head_forward_and_gradients(golden, name):
     loss, norm = check(model, gold, tol)
     assert loss == pytest.approx(s['loss'], rel=tol['loss']['rtol'])
     assert norm == pytest.approx(s['grad_l2_norm_all_parameters'], rel=tol['grad_l2_norm']['rtol'])
+    assert bool(used)==onednn
+
+@pytest.mark.filterwarnings('ignore:TF32')
+def test_products_of_the_default_size():
+    "oneDNN is chosen there, and gives what torch gives without it"
+    torch.manual_seed(0)
+    model, align, found = UniAD().eval(), torch.randn(2, 272, 14, 14), []
+    for enabled in (True, False):
+        with torch.backends.mkldnn.flags(enabled=enabled):
+            assert uniad._use_onednn(torch.zeros(2, 196, 256), torch.zeros(256, 256))==(enabled and uniad._product is not None)
+            out = model(align)
+            model.zero_grad()
+            FeatureMSELoss()(out).backward()
+            with torch.no_grad(): free = model(align)['feature_rec']
+            found.append([out['feature_rec'].detach(), free]+[p.grad for p in model.parameters()])
+    for a,b in zip(*found): assert (a-b).abs().max() <= 1e-4*b.abs().max()
 
 @pytest.mark.parametrize('size,masks', [((3, 3), (True,)*3), ((3, 5), (True, True, False)), ((3, 5), (False, True, True))])
 def test_another_mask_misses_the_golden_values(golden, size, masks):

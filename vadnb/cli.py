@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'DEMO_WORLD', 'DISK', 'command', 'parameter_comments', 'parameter_types', 'command_parser', 'part_words',
            'train', 'needed', 'quiet', 'aligned', 'metric_rows', 'class_rows', 'image_class_rows', 'print_metrics',
-           'eval_', 'predict', 'read_prompts', 'verify', 'lr_find', 'report', 'convert', 'ended', 'train_once',
-           'look_again', 'making', 'street_demo', 'texture_demo', 'demo', 'usage', 'takes_overrides',
+           'eval_', 'predict', 'read_prompts', 'verify', 'lr_find', 'pictures', 'report', 'convert', 'ended',
+           'train_once', 'look_again', 'making', 'street_demo', 'texture_demo', 'demo', 'usage', 'takes_overrides',
            'configuration_of', 'show_help', 'print_config', 'run', 'complain', 'close_output', 'main']
 
 # %% ../nbs/70_cli.ipynb #f12712a2
@@ -281,6 +281,22 @@ def lr_find(
     for k,v in found['suggestions'].items(): print(f'{k:8} --optim.lr {v:.2e}')
     print(f'curve: {out}.png, numbers: {out}.json')
 
+# %% ../nbs/70_cli.ipynb #cc922a77
+@command
+def pictures(
+    run:str='', # run folder of uniad
+    which:str='best', # checkpoint: best, last or step-000100
+    steps:int=300, # of the small decoder that turns features into images
+    overrides:list=(), # configuration keys, such as --data_root FOLDER
+):
+    "Make visible what a uniad model rebuilds and what its queries ask for; the report is written anew"
+    quiet()
+    from vadnb.systems.uniad_pictures import write_pictures
+    from vadnb.train.report import write_report
+    if steps<1: raise ConfigError(f"command line: '--steps' must be 1 or more, found {steps}")
+    for path in write_pictures(needed('run', run), which, steps, overrides=list(overrides)): print(path)
+    print(f'report: {write_report(run)}')
+
 # %% ../nbs/70_cli.ipynb #503d0250
 @command
 def report(
@@ -323,7 +339,7 @@ def convert(
         found = c.from_ucf_annotation(source) if what=='ucf-annotation' else c.from_xd_annotation(source, c.read_normal(normal) if normal else ())
         print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['segments']) for v in found.values())} segments, frames half-open")
 
-# %% ../nbs/70_cli.ipynb #c810277c
+# %% ../nbs/70_cli.ipynb #8eae0e67
 def ended(run):
     "How a run ended by the last row of its log: done, stopped, failed, or '' where it did not"
     from vadnb.core import read_jsonl
@@ -356,7 +372,7 @@ def making(what):
     from tqdm.auto import tqdm
     return lambda x: tqdm(x, desc=f'making {what}', unit=what.removesuffix('s'), file=sys.stderr, disable=not sys.stderr.isatty())
 
-# %% ../nbs/70_cli.ipynb #1380a40b
+# %% ../nbs/70_cli.ipynb #d50ea9ad
 def street_demo(cfg):
     "fgclip in a synthetic street; the checkpoint is chosen on validation videos, what is shown are test videos, with the truth in UCF-Crime's own format"
     from vadnb.data.synth import street_world

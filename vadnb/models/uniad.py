@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'ACTIVATIONS', 'feature_size', 'MFCN', 'FeatureJitter', 'LearnedPosition', 'SinePosition',
-           'neighbor_mask', 'fast_dropout', 'Dropout', 'NeighborAttention', 'EncoderLayer', 'DecoderLayer',
-           'anomaly_map', 'UniAD', 'read_reference', 'Backbone']
+           'neighbor_mask', 'fast_dropout', 'Dropout', 'linear', 'Linear', 'hidden_score', 'NeighborAttention', 'relu',
+           'EncoderLayer', 'DecoderLayer', 'anomaly_map', 'UniAD', 'read_reference', 'conv_norm_pairs', 'SameConv',
+           'PointConv', 'rewrite', 'Backbone']
 
 # %% ../../nbs/models/26_uniad.ipynb #37a8f8ef
 import copy, difflib, hashlib, random, re
@@ -14,7 +15,9 @@ from fastcore.basics import patch
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..core import CheckpointError, ConfigError
 from .clip_weights import copy_weights
 
@@ -124,7 +127,9 @@ def fast_dropout(
     if not low: return x
     if x.device.type!='cpu' or low==2**16: return F.dropout(x, p)
     bits = torch.empty((x.numel()+3)//4, dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()]
-    return x*(bits>=low-2**15).view(x.shape).to(x.dtype).mul_(1/(1-low/2**16))
+    # the comparison writes ones and zeros of the right type: a mask of truth values would be read far slower
+    keep = torch.ge(bits.view(x.shape), low-2**15, out=x.new_empty(x.shape))
+    return x*keep.mul_(1/(1-low/2**16))
 
 class Dropout(nn.Module):
     "`fast_dropout` while training"
@@ -136,9 +141,56 @@ class Dropout(nn.Module):
         self.p = p
     def forward(self, x): return fast_dropout(x, self.p) if self.training else x
 
+# %% ../../nbs/models/26_uniad.ipynb #5ea76f14
+# the operation behind compiled linear layers; a build of torch without it does everything with F.linear
+_product = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
+
+def _use_onednn(
+    x:Tensor, # (..., in)
+    w:Tensor, # (out, in)
+)->bool:
+    "Whether oneDNN may do this product, and is worth the call"
+    return bool(_product and x.device.type=='cpu' and x.dtype==w.dtype==torch.float32 and x.ndim>1 and x.numel()*len(w)>2**18 and torch.backends.mkldnn.enabled
+        and not (torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling() or torch.jit.is_tracing()))
+
+class _Product(torch.autograd.Function):
+    "Three products: the result, and the gradients of both factors"
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x, w)
+        return _product(x, w, b, 'none', [], '')
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x,w),(need_x,need_w,need_b) = ctx.saved_tensors,ctx.needs_input_grad
+        rows = g.flatten(0, -2)
+        return (_product(g, w.t(), None, 'none', [], '') if need_x else None,
+            _product(rows.t(), x.flatten(0, -2).t(), None, 'none', [], '') if need_w else None, rows.sum(0) if need_b else None)
+
+# %% ../../nbs/models/26_uniad.ipynb #243f31dd
+def linear(
+    x:Tensor, # (..., in)
+    w:Tensor, # (out, in)
+    b:Tensor|None=None, # (out,)
+)->Tensor: # (..., out)
+    "`F.linear`, by oneDNN where that is faster"
+    if not _use_onednn(x, w): return F.linear(x, w, b)
+    return _Product.apply(x, w, b) if torch.is_grad_enabled() else _product(x, w, b, 'none', [], '')
+
+class Linear(nn.Linear):
+    "`nn.Linear`, by oneDNN where that is faster"
+    def forward(self, x): return linear(x, self.weight, self.bias)
+
 # %% ../../nbs/models/26_uniad.ipynb #58dc4110
+def hidden_score(
+    mask:Tensor|None, # true where hidden, (N, N)
+    like:Tensor, # gives device and type
+)->Tensor|None: # 0 where seen, -∞ where hidden, (N, N)
+    "A mask as what is added to scores"
+    return None if mask is None else like.new_zeros(mask.shape).masked_fill_(mask, -torch.inf)
+
 class NeighborAttention(nn.Module):
-    "Multi-head attention from x+pos to memory+pos with values from memory, blind where `mask` is true"
+    "Multi-head attention from x+pos to memory+pos with values from memory, blind where `mask` hides"
     def __init__(self,
         width:int, # of a token
         heads:int, # divides `width`
@@ -148,37 +200,38 @@ class NeighborAttention(nn.Module):
         if width%heads: raise ConfigError(f'nhead: {heads} does not divide hidden_dim {width}')
         self.heads,self.drop = heads,Dropout(dropout)
         self.in_proj_weight,self.in_proj_bias = nn.Parameter(torch.empty(3*width, width)),nn.Parameter(torch.zeros(3*width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
     def forward(self,
         x:Tensor, # who asks, (B or 1, N, width)
         memory:Tensor, # who is asked, (B, N, width)
         pos:Tensor, # (N, width)
-        mask:Tensor|None=None, # true where hidden, (N, N)
+        mask:Tensor|None=None, # true where hidden, or `hidden_score` of it, (N, N)
     )->Tensor: # (B, N, width)
         C,(W,b) = x.shape[-1],(self.in_proj_weight, self.in_proj_bias)
-        q = F.linear(x+pos, W[:C], b[:C])
-        k,v = F.linear(memory, W[C:], b[C:]).chunk(2, -1)
-        k = k+F.linear(pos, W[C:2*C])
+        if x is memory: q,k = linear(x+pos, W[:2*C], b[:2*C]).chunk(2, -1)
+        else: q,k = linear(x+pos, W[:C], b[:C]),linear(memory+pos, W[C:2*C], b[C:2*C])
+        v = linear(memory, W[2*C:], b[2*C:])
         q,k,v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q.expand_as(k), k, v))
+        score = hidden_score(mask, q) if mask is not None and mask.dtype==torch.bool else mask
         p = self.drop.p if self.training else 0.
         if p and q.device.type=='cpu':
             weights = (q*q.shape[-1]**-.5)@k.transpose(-2, -1)
-            # a sum, unlike a fill, costs nothing in the backward pass
-            if mask is not None: weights += weights.new_zeros(mask.shape).masked_fill_(mask, -torch.inf)
+            if score is not None: weights += score
             res = self.drop(weights.softmax(-1))@v
-        else: res = F.scaled_dot_product_attention(q, k, v, None if mask is None else ~mask, dropout_p=p)
+        else: res = F.scaled_dot_product_attention(q, k, v, score, dropout_p=p)
         return self.out_proj(res.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/models/26_uniad.ipynb #c5176877
-ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu}
+def relu(x:Tensor)->Tensor: return F.relu(x, inplace=not x.requires_grad) # in place where nothing has to remember what came in
+ACTIVATIONS = {'relu': relu, 'gelu': F.gelu}
 
 class _Layer(nn.Module):
     "What encoder and decoder layers share: residual sum and feed-forward"
     def __init__(self, width, hidden, dropout, activation, pre_norm, norms):
         super().__init__()
         self.activation,self.pre_norm = ACTIVATIONS[activation],pre_norm
-        self.linear1,self.linear2,self.drop = nn.Linear(width, hidden),nn.Linear(hidden, width),Dropout(dropout)
+        self.linear1,self.linear2,self.drop = Linear(width, hidden),Linear(hidden, width),Dropout(dropout)
         for i in range(norms): self.add_module(f'norm{i+1}', nn.LayerNorm(width))
     def residual(self, x, norm, f): return x+self.drop(f(norm(x))) if self.pre_norm else norm(x+self.drop(f(x)))
     def feed_forward(self, x): return self.linear2(self.drop(self.activation(self.linear1(x))))
@@ -198,7 +251,7 @@ class EncoderLayer(_Layer):
     def forward(self,
         x:Tensor, # (B, N, width)
         pos:Tensor, # (N, width)
-        mask:Tensor|None=None, # true where hidden, (N, N)
+        mask:Tensor|None=None, # as in `NeighborAttention`, (N, N)
     )->Tensor: # (B, N, width)
         x = self.residual(x, self.norm1, lambda y: self.self_attn(y, y, pos, mask))
         return self.residual(x, self.norm2, self.feed_forward)
@@ -222,7 +275,7 @@ class DecoderLayer(_Layer):
         out:Tensor, # of the previous layer, (B, N, width)
         memory:Tensor, # of the encoder, (B, N, width)
         pos:Tensor, # (N, width)
-        masks=(None, None), # for the memory and for the previous layer, true where hidden, (N, N) each
+        masks=(None, None), # for the memory and for the previous layer, as in `NeighborAttention`, (N, N) each
     )->Tensor: # (B, N, width)
         x = self.residual(self.learned_embed.weight[None], self.norm1, lambda y: self.self_attn(y, memory, pos, masks[0]))
         x = self.residual(x, self.norm2, lambda y: self.multihead_attn(y, out, pos, masks[1]))
@@ -275,7 +328,7 @@ class UniAD(nn.Module):
         self.feature_size,self.instride,self.neighbor_masks = tuple(feature_size),instride,tuple(neighbor_masks)
         args = hidden_dim,nhead,dim_feedforward,dropout,activation,normalize_before
         self.jitter = FeatureJitter(jitter_scale, jitter_prob)
-        self.input_proj,self.output_proj = nn.Linear(inplanes, hidden_dim),nn.Linear(hidden_dim, inplanes)
+        self.input_proj,self.output_proj = Linear(inplanes, hidden_dim),Linear(hidden_dim, inplanes)
         self.pos_embed = POSITIONS[pos_embed_type](feature_size, hidden_dim)
         self.transformer = nn.Module()
         self.transformer.encoder = _Layers(EncoderLayer(*args), num_encoder_layers, nn.LayerNorm(hidden_dim) if normalize_before else None)
@@ -292,7 +345,8 @@ def tokens(self:UniAD,
 )->Tensor: # rebuilt tokens, (B, H·W, C)
     "Features as tokens, through encoder and decoder"
     x = self.input_proj(self.jitter(feature_align.flatten(2).transpose(1, 2), noise))
-    pos,masks = self.pos_embed(),[self.mask if on else None for on in self.neighbor_masks]
+    pos,score = self.pos_embed(),hidden_score(self.mask, x)
+    masks = [score if on else None for on in self.neighbor_masks]
     encoder,decoder = self.transformer.encoder,self.transformer.decoder
     for layer in encoder.layers: x = layer(x, pos, masks[0])
     out = memory = x if encoder.norm is None else encoder.norm(x)
@@ -348,6 +402,80 @@ def load_reference(self:UniAD,
         raise CheckpointError(f'{source}: holds {len(deeper)} tensors more than this model, {deeper[0]} among them; set num_encoder_layers, num_decoder_layers and normalize_before as it was trained')
     return copy_weights(own, held, str(source))
 
+# %% ../../nbs/models/26_uniad.ipynb #11282276
+def conv_norm_pairs(
+    net:nn.Module, # in evaluation
+    x:Tensor, # an input
+)->list: # (name of a convolution, name of the batch norm behind it)
+    "Batch norms that take what a convolution gives, and are the only ones to take it"
+    made,taken,hooks = [],[],[]
+    for name,m in net.named_modules():
+        if isinstance(m, nn.Conv2d): hooks.append(m.register_forward_hook(lambda m, args, out, name=name: made.append((name, out))))
+        if next(m.children(), None) is None or isinstance(m, nn.BatchNorm2d): hooks.append(m.register_forward_pre_hook(lambda m, args, name=name: taken.extend((name, a) for a in args)))
+    try:
+        with torch.no_grad(): net(x)
+    finally:
+        for h in hooks: h.remove()
+    once = lambda name,calls: sum(n==name for n,_ in calls)==1
+    res = []
+    for conv,z in made:
+        to = [n for n,a in taken if a is z]
+        if len(to)==1 and once(conv, made) and once(to[0], taken) and isinstance(net.get_submodule(to[0]), nn.BatchNorm2d): res.append((conv, to[0]))
+    return res
+
+# %% ../../nbs/models/26_uniad.ipynb #ffd42db4
+class SameConv(nn.Module):
+    "A convolution with TensorFlow's padding, without a padded copy of its input"
+    def __init__(self,
+        conv:nn.Conv2d, # pads its input to ⌈size/stride⌉ results, the larger half behind; not dilated
+    ):
+        super().__init__()
+        self.conv = conv
+    def forward(self, x):
+        c = self.conv
+        high,wide = (max((-(-n//s)-1)*s+k-n, 0) for n,s,k in zip(x.shape[-2:], c.stride, c.kernel_size))
+        return F.conv2d(x, F.pad(c.weight, (wide%2, 0, high%2, 0)), c.bias, c.stride, ((high+1)//2, (wide+1)//2), 1, c.groups)
+
+class PointConv(nn.Module):
+    "A 1×1 convolution as one product over all pixels"
+    def __init__(self,
+        conv:nn.Conv2d, # kernel and stride 1, one group, not padded
+    ):
+        super().__init__()
+        self.conv = conv
+    def forward(self, x):
+        w,pixels = self.conv.weight.flatten(1),x.permute(0, 2, 3, 1)
+        return linear(pixels, w, self.conv.bias).permute(0, 3, 1, 2) if x.shape[-2:]!=(1,1) and _use_onednn(pixels, w) else self.conv(x)
+
+# %% ../../nbs/models/26_uniad.ipynb #62a82bfc
+def _rewritten(net, pairs, cpu):
+    "A copy with batch norm folded, and on a CPU with the two cheaper convolutions"
+    res = copy.deepcopy(net)
+    for conv,norm in pairs:
+        bn = res.get_submodule(norm)
+        res.set_submodule(conv, fuse_conv_bn_eval(res.get_submodule(conv), bn))
+        # timm's norms bring their activation
+        res.set_submodule(norm, nn.Sequential(*(m for m in bn.children() if not isinstance(m, nn.Identity))))
+    if cpu:
+        for name,m in list(res.named_modules()):
+            if not isinstance(m, nn.Conv2d) or set(m.dilation)!={1}: continue
+            if type(m).__name__=='Conv2dSame': res.set_submodule(name, SameConv(m))
+            elif type(m) is nn.Conv2d and m.kernel_size==m.stride==(1,1) and m.groups==1 and m.padding in ((0,0), 'valid'): res.set_submodule(name, PointConv(m))
+        res.to(memory_format=torch.channels_last)
+    return res.requires_grad_(False).eval()
+
+def rewrite(
+    net:nn.Module, # frozen, gives a list of maps
+    x:Tensor, # an input to compare on
+    cpu:bool=True, # also what pays on a CPU only
+): # (the copy, batch norms folded), or (None, 0) when there is nothing to fold or the maps differ
+    "A copy that gives the same maps faster"
+    pairs = [p for p in conv_norm_pairs(net, x) if net.get_submodule(p[1]).track_running_stats]
+    if not pairs: return None, 0
+    res = _rewritten(net, pairs, cpu)
+    with torch.no_grad(): same = [(a-b).abs().max()<=1e-4*a.abs().max() for a,b in zip(net(x), res(x), strict=True)]
+    return (res, len(pairs)) if all(same) else (None, 0)
+
 # %% ../../nbs/models/26_uniad.ipynb #82173be7
 class Backbone(nn.Module):
     "Feature maps of a frozen timm network, cut off after the last one that is used"
@@ -362,10 +490,10 @@ class Backbone(nn.Module):
             near = difflib.get_close_matches(name, timm.list_models(), 3, .5)
             raise ConfigError(f"backbone: timm has no '{name}'" + (f"; nearest: {', '.join(near)}" if near else '; timm.list_models() lists all'))
         def make(**kw):
-            try: return timm.create_model(name, features_only=True, pretrained=pretrained, **kw)
+            try: return timm.create_model(name, features_only=True, **{'pretrained': pretrained, **kw})
             except Exception as e: raise ConfigError(f"backbone: timm cannot make feature maps of '{name}' ({str(e).splitlines()[0] if str(e) else type(e).__name__}); choose another or set pretrained to false") from None
         # built once to see what strides there are, and once with the maps that are used
-        info = make().feature_info
+        info = make(pretrained=False).feature_info
         there = dict(zip(info.out_indices, info.reduction()))
         if lacking := [x for x in strides if x not in there.values()]:
             raise ConfigError(f"backbone: '{name}' has no map of stride {lacking[0]}; it has {', '.join(map(str, there.values()))}")
@@ -376,14 +504,40 @@ class Backbone(nn.Module):
         if last[0]=='blocks' and isinstance(getattr(self.net, 'blocks', None), nn.Sequential): self.net.blocks = self.net.blocks[:int(last[1])+1]
         self.mean,self.std = (tuple(self.net.pretrained_cfg[k]) for k in ('mean', 'std'))
         self.requires_grad_(False).eval()
+        self._running = None
     def train(self, mode=True): return super().train(False)
     @torch.no_grad()
     def forward(self,
         x:Tensor, # images, normalised with `mean` and `std`, (B, 3, H, W)
     )->list: # maps (B, C_i, H/stride_i, W/stride_i), finest first
         "Maps at the chosen strides, without gradient"
-        maps = self.net(x)
+        net,n = self.running()
+        maps = net(x.contiguous(memory_format=torch.channels_last) if n and x.device.type=='cpu' else x)
         return [m.permute(0, 3, 1, 2) for m in maps] if getattr(self.net, 'output_fmt', 'NCHW')=='NHWC' else list(maps)
+
+# %% ../../nbs/models/26_uniad.ipynb #1db244f8
+@patch
+def running(self:Backbone)->tuple: # (network, batch norms that are part of a convolution; 0: timm's network as it is)
+    "The network behind `forward`"
+    weights = self._running and self._running['weights']
+    if not weights or sum(w._version for w in weights)!=self._running['version']:
+        cfg,at = self.net.pretrained_cfg,next(self.net.parameters())
+        noise = torch.randn(1, 3, *(cfg['input_size'][1:] if cfg.get('fixed_input_size') else (128,160)), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode(False), torch.autocast('cpu', enabled=False):
+            found,n = (None, 0) if at.is_meta or at.dtype!=torch.float32 else rewrite(copy.deepcopy(self.net).cpu(), noise, at.device.type=='cpu')
+        weights = tuple(self.net.state_dict(keep_vars=True).values())
+        self._running = dict(net=found.to(at.device) if n else self.net, folded=n, weights=weights, version=sum(w._version for w in weights))
+    return self._running['net'],self._running['folded']
+
+# the signatures are torch's
+@patch
+def _apply(self:Backbone, *args, **kwargs):
+    self._running = None
+    return super(Backbone, self)._apply(*args, **kwargs)
+@patch
+def _load_from_state_dict(self:Backbone, *args, **kwargs):
+    self._running = None
+    return super(Backbone, self)._load_from_state_dict(*args, **kwargs)
 
 # %% ../../nbs/models/26_uniad.ipynb #0ba77243
 @patch
@@ -391,18 +545,24 @@ def load(self:Backbone,
     state:dict, # timm's weights of the whole network, name -> tensor
 )->list: # names that were not used
     "Load timm's weights, or change nothing and raise `CheckpointError` with names and shapes"
-    # a list of features joins the name of a stage and its number
-    own,of = self.net.state_dict(),{}
-    for k in own: of[k] = next((n for n in (k, re.sub(r'^([a-z]+)_(\d+)\.', r'\1.\2.', k)) if n in state), None)
-    optional = [k for k in own if k.endswith('num_batches_tracked')]
-    if lost := [k for k,n in of.items() if n is None and k not in optional]: raise CheckpointError(f"backbone_weights: {len(lost)} tensors of '{self.name}' are missing, {lost[0]} among them; give timm's own weights of this model")
-    if wrong := [k for k,n in of.items() if n and state[n].shape!=own[k].shape]: raise CheckpointError(f"backbone_weights: {of[wrong[0]]} is {tuple(state[of[wrong[0]]].shape)}, '{self.name}' needs {tuple(own[wrong[0]].shape)} ({len(wrong)} tensors differ); give timm's own weights of this model")
-    self.net.load_state_dict({k: state[n] for k,n in of.items() if n}|{k: own[k] for k in optional if of[k] is None})
-    return [n for n in state if n not in set(of.values())]
+    # what only gives maps is wrapped, or joins the name of a stage and its number
+    def stored(k): return next((n for n in (k, k.removeprefix('model.'), k.replace('_', '.', 1)) if n in state), None)
+    own = self.net.state_dict()
+    of,said = {k: stored(k) for k in own},f"give timm's own weights of this model"
+    if lost := [k for k,n in of.items() if n is None and not k.endswith('num_batches_tracked')]: raise CheckpointError(f"backbone_weights: {len(lost)} tensors of '{self.name}' are missing, {lost[0]} among them; {said}")
+    of = {k: n for k,n in of.items() if n}
+    if wrong := [k for k,n in of.items() if state[n].shape!=own[k].shape]: raise CheckpointError(f"backbone_weights: {of[wrong[0]]} is {tuple(state[of[wrong[0]]].shape)}, '{self.name}' needs {tuple(own[wrong[0]].shape)} ({len(wrong)} tensors differ); {said}")
+    if broken := [n for n in of.values() if state[n].is_meta or not state[n].isfinite().all()]: raise CheckpointError(f"backbone_weights: {broken[0]} holds values that are not finite ({len(broken)} tensors do); {said}")
+    self.load_state_dict({f'net.{k}': state[n] for k,n in of.items()}, strict=False)
+    used = set(of.values())
+    return [n for n in state if n not in used]
 
 @patch
 def digest(self:Backbone)->str: # hexadecimal
     "Names the weights by their bytes, wherever they lie"
     res = hashlib.sha256()
-    for k,v in self.net.state_dict().items(): res.update(f'{k} {tuple(v.shape)} {v.dtype}'.encode()+v.detach().cpu().contiguous().numpy().tobytes())
+    for k,v in self.net.state_dict().items():
+        if k.endswith('num_batches_tracked'): continue
+        res.update(f'{k} {tuple(v.shape)} {v.dtype}'.encode())
+        res.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return res.hexdigest()[:16]

@@ -148,7 +148,9 @@ def make_backbone(
     except ConfigError as e:
         if fetch and 'cannot make' in str(e): raise ConfigError(f"{e}; without a network, give timm's file of it: --model.backbone_weights FILE") from None
         raise
-    if m.backbone_weights and not stored: res.load(read_weights(m.backbone_weights))
+    if m.backbone_weights and not stored:
+        try: res.load(read_weights(m.backbone_weights))
+        except CheckpointError as e: raise CheckpointError(str(e).replace('backbone_weights: ', f'{m.backbone_weights}: ', 1)) from None
     if architecture and not stored and res.digest()!=architecture['digest']:
         raise CheckpointError(f"the weights of {m.backbone} are not those this run was trained with (digest {res.digest()} instead of {architecture['digest']}); give the file they came from with --model.backbone_weights")
     return res
@@ -326,7 +328,7 @@ def look(self:UniADSystem,
     out = self.head(feature)
     return tuple(x.float().norm(dim=1).cpu() for x in (out['feature_rec']-out['feature_align'], out['feature_align']))
 
-# %% ../../nbs/systems/62_uniad.ipynb #daa62c1e
+# %% ../../nbs/systems/62_uniad.ipynb #ba6c2d8c
 @patch
 def counter(self:UniADSystem, bits=20):
     s = self.cfg.score

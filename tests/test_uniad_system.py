@@ -1,0 +1,556 @@
+"The whole of uniad in small worlds: data of every form, protocols, cache, checkpoints, thresholds, evaluation and prediction, against planted faults and independent references"
+import csv, functools, json, shutil, warnings
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pytest, timm, torch
+from PIL import Image
+from safetensors.torch import save_file
+from command import vadnb
+from test_uniad_golden import layout, official
+from toy_system import FailAt, StopAt, curve, differences, rows
+from vadnb.core import CheckpointError, DataError, read_json
+from vadnb.data.defects import texture_world
+from vadnb.data.mvtec import AnomalyImages, read_tree, write_tree_meta
+from vadnb.metrics.pixel_anomaly import SEVEN, image_scores, pixel_metrics
+from vadnb.systems.registry import load_config, load_run
+from vadnb.systems.uniad import UniADSystem
+from vadnb.train.callbacks import Callback
+from vadnb.train.checkpoint import find_checkpoint, read_part
+from vadnb.train.feature_cache import CachedFeatures
+from vadnb.train.learner import fit
+
+SMALL = '''--data.size [64,64] --data.hold_out 0.4 --model.hidden_dim 32 --model.nhead 4 --model.dim_feedforward 32 --model.dropout 0.1 --optim.warmup 0 --train.batch_size 4 --train.drop_last false --train.epochs 2
+    --train.evaluate_every 2 --train.save_every 1 --train.log_every 1 --train.progress false --train.trackers [] --train.device cpu'''.split()
+
+def words(world, runs, name, *more): return ['--data_root', str(world), '--runs', str(runs), '--name', name, *SMALL, *map(str, more)]
+def config(world, runs, name, *more): return load_config('uniad_demo', words(world, runs, name, *more))
+def train(world, runs, name, *more, callbacks=()): return fit(config(world, runs, name, *more), callbacks)
+
+# learning twelve images takes three steps an epoch: held out are four, and as many with planted defects
+@pytest.fixture(scope='module')
+def world(tmp_path_factory): return texture_world(tmp_path_factory.mktemp('uniad')/'world', ['dots', 'weave'], train=8, good=3, defective=6, size=(64, 64)).root
+
+@pytest.fixture
+def copy(world, tmp_path): return Path(shutil.copytree(world, tmp_path/'world'))
+
+@pytest.fixture(scope='module')
+def run(world, tmp_path_factory):
+    "A run made by the command line, with everything it draws; its data are gone afterwards"
+    folder = tmp_path_factory.mktemp('run')
+    own = shutil.copytree(world, folder/'world')
+    code,out,err = vadnb('train', '--config', 'uniad_demo', *words(own, folder, 'run', '--train.trackers', '["tensorboard"]'))
+    assert code==0, err
+    shutil.rmtree(own)
+    return folder/'run'
+
+@pytest.fixture(autouse=True)
+def few_pictures(request, monkeypatch):
+    "Only the run above draws, which takes longer than training"
+    if 'run' not in request.fixturenames: monkeypatch.setattr(UniADSystem, 'pictures', lambda self: {})
+
+@pytest.fixture(scope='module')
+def trained(world, tmp_path_factory):
+    "Learners by the words they were given, each trained once"
+    folder = tmp_path_factory.mktemp('runs')
+    @functools.cache
+    def get(*more): return train(world, folder/str(len(list(folder.iterdir()))), 'run', *more)
+    return get
+
+def contents(*folders):
+    "Every file below, with its bytes and its time"
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for folder in folders for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+def refuse(*words):
+    "The one line that a command says before it leaves with code 2"
+    code,out,err = vadnb(*words)
+    assert code==2 and out=='' and err.count('\n')==1 and err.startswith('vadnb: error: '), out+err
+    return err
+
+def samples(data): return {s['name']: s for s in (data[i] for i in range(len(data)))}
+def picture(path, size=(64, 64), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
+    return path
+
+# ---------------------------------------------------------------- what is refused
+
+@pytest.fixture(scope='module')
+def stopped(world, tmp_path_factory):
+    "A run that waits for its last epoch, with its features on disk"
+    runs = tmp_path_factory.mktemp('stopped')/'runs'
+    train(world, runs, 'begun', '--data.cache', 'disk', callbacks=[StopAt(3)])
+    return runs
+
+@pytest.fixture
+def begun(copy, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path/'runs', symlinks=True)
+    return copy
+
+def cut(path): path.write_bytes(path.read_bytes()[:60])
+def larger(path): Image.new('L', (65, 64)).save(path)
+def lines(root, change):
+    "The official lists of a world, with the test rows changed"
+    write_tree_meta(root, root)
+    test = [json.loads(line) for line in (root/'test.json').read_text().splitlines()]
+    change(test)
+    (root/'test.json').write_text(''.join(json.dumps(r)+'\n' for r in test))
+
+LISTS = '--data.train train.json --data.test test.json'
+HARM = {
+    'size of a mask': (lambda w: larger(next((w/'dots/ground_truth').rglob('*.png'))), '--data.protocol paper', ['dots/ground_truth/', 'is 65x64, its image', 'is 64x64', 'maskname', 'a mask has the size of its image']),
+    'mask without image': (lambda w: next((w/'dots/test').glob('[!g]*/*.png')).unlink(), '', ['dots/ground_truth/', 'is a mask without image', 'rename the mask or take it away']),
+    'class not in the data': (lambda w: None, '--data.classes ["dots","weav"]', ["classes: 'weav' has no image", "did you mean 'weave'?"]),
+    'class not learned': (lambda w: lines(w, lambda test: test[0].update(clsname='dotz')), LISTS, ['test.json, line 1, clsname', "'dotz' is not a class of the training list (dots, weave)", "did you mean 'dots'?"]),
+    'defect to learn from': (lambda w: lines(w, lambda test: None), '--data.train test.json', ['test.json, line ', 'label', 'is defective and in the training list']),
+    'image twice': (lambda w: lines(w, lambda test: test[0].update(filename='dots/train/good/000.png')), LISTS, ['test.json, line 1, filename', "'dots/train/good/000.png' is in the training list too"]),
+    'unknown field': (lambda w: lines(w, lambda test: test[2].update(mask=test[2].pop('maskname', ''))), LISTS, ['test.json, line 3, mask', "did you mean 'maskname'?"]),
+    'image not there': (lambda w: lines(w, lambda test: test[1].update(filename='dots/test/good/999.png')), f'{LISTS} --data.protocol paper', ['test.json, line 2, filename', 'dots/test/good/999.png is not there']),
+    'empty class': (lambda w: [p.unlink() for p in (w/'weave/train/good').iterdir()], '', ["weave/train/good: class 'weave' is empty", 'add good images or take the class away']),
+    'class of one image': (lambda w: [p.unlink() for p in sorted((w/'weave/train/good').iterdir())[1:]], '', ["class 'weave': has 1 good images", 'at least 2']),
+    'no list': (lambda w: None, '--data.train tarin.json', ['tarin.json: no such list of images', '--data.train']),
+    'no test list': (lambda w: None, '--data.test tset.json', ['tset.json']),
+    'no test images': (lambda w: [shutil.rmtree(w/c/k) for c in ('dots', 'weave') for k in ('test', 'ground_truth')], '--data.protocol paper', ["'data.protocol' is paper", 'data.test', 'held_out']),
+    'corrupt image': (lambda w: cut(w/'dots/train/good/003.png'), '', ['dots/train/good/003.png cannot be decoded', 'copy it again or take it out']),
+    'corrupt image of the test': (lambda w: cut(w/'dots/test/good/001.png'), '--data.protocol paper', ['dots/test/good/001.png cannot be decoded']),
+    'stride': (lambda w: None, '--data.size [60,64]', ["'data.size'", 'height 60 is not a multiple of the stride 8', 'use 56 or 64']),
+    'window': (lambda w: None, '--model.neighbor_size [17,17]', ["'model.neighbor_size'", '(17, 17)', '(8, 8)', 'use a smaller window or a larger input']),
+    'pool': (lambda w: None, '--score.pool [65,8]', ["'score.pool'", 'within data.size', '[65, 8]']),
+    'backbone': (lambda w: None, '--model.backbone resnet81', ["timm has no 'resnet81'", 'nearest: ', 'resnet18']),
+    'map of the backbone': (lambda w: None, '--model.strides [4,6]', ['resnet18', 'no map of stride 6', '2, 4, 8, 16, 32']),
+    'width': (lambda w: None, '--model.hidden_dim 48', ['checkpoints/step-000003/model.safetensors: does not fit this model', 'other shapes', 'head.input_proj.weight (32, ', ' instead of (48, ', 'use the configuration it was trained with']),
+    'depth': (lambda w: None, '--model.num_decoder_layers 2', ['does not fit this model', 'missing', 'head.transformer.decoder.layers.1.']),
+    'grid': (lambda w: None, '--data.size [64,96]', ['does not fit this model', 'head.pos_embed.col_embed.weight (8, 16) instead of (12, 16)']),
+    'no weights': (lambda w: None, '--model.weights {w}/none.pth --model.start xavier', ['none.pth: no such file']),
+    'weights that are thrown away': (lambda w: None, '--model.weights w.pth --model.start data', ["'model.start' is data and 'model.weights' is set", 'set one of them']),
+    'backbone weights': (lambda w: torch.save({'conv1.weight': torch.zeros(1)}, w/'b.pth'), '--model.pretrained true --model.backbone_weights {w}/b.pth', ['b.pth', "tensors of 'resnet18' are missing", "give timm's own weights"]),
+    'weights nobody reads': (lambda w: None, '--model.backbone_weights b.pth', ["'model.backbone_weights' is set but 'model.pretrained' is false"]),
+    'cache nobody fills': (lambda w: None, '--data.cache memory --data.cache_folder here', ["'data.cache_folder' is set but 'data.cache' is memory"]),
+    'cache too small': (lambda w: None, '--data.cache_gb 0.0001', ['cache_gb', 'allowed are 100 kB', 'set cache_gb to']),
+    'loss': (lambda w: None, '--loss.criterion {"FeatureMSE":1}', ['FeatureMSE', "did you mean 'FeatureMSELoss'?"]),
+    'metric': (lambda w: None, '--train.metric pixel_aroc', ["'train.metric' is 'pixel_aroc'", "did you mean 'pixel_auroc'?"]),
+    'false alarms': (lambda w: None, '--score.false_alarm_rate 1.5', ["'score.false_alarm_rate' must be between 0 and 1, found 1.5"]),
+}
+
+@pytest.mark.parametrize('harm', HARM)
+def test_one_line_and_nothing_is_lost(begun, tmp_path, harm):
+    "The start of an interrupted run with something wrong; run folder, cache and sources stay as they are"
+    plant,some,says = HARM[harm]
+    plant(begun)
+    before = contents(tmp_path)
+    err = refuse('train', '--config', 'uniad_demo', *words(begun, tmp_path/'runs', 'begun', '--data.cache', 'disk', *some.format_map(dict(w=begun)).split() if '{w}' in some else some.split()))
+    for s in says: assert s in err, err
+    after = contents(tmp_path)
+    assert {p: after.get(p) for p in before}==before
+    # features of another size are another row of the cache, which is all that may come
+    assert all(p.parent.parent==tmp_path/'runs'/'features' for p in after.keys()-before)
+
+def test_unreadable_images_are_skipped_where_that_is_asked_for(copy, tmp_path):
+    bad = config(copy, tmp_path, 'x').build().datasets()[0].data.records[3]
+    cut(copy/bad.name)
+    learner = train(copy, tmp_path, 'skips', '--data.cache', 'off', '--model.start', 'xavier', '--train.on_bad_sample', 'skip')
+    assert learner.step==6 and all(bad.name in reason for reason in learner.skipped) and sum(learner.skipped.values())==2
+    found = [f for f in read_json(tmp_path/'skips'/'health.json')['findings'] if f['code']=='skipped_samples']
+    assert len(found)==1 and bad.name in str(found[0])
+
+def test_a_start_from_given_weights(trained, world, tmp_path):
+    "What training begins with is what the file holds; what has no place is said"
+    head = trained().system.head.state_dict()
+    save_file({**{k: v.clone() for k,v in head.items()}, 'more.weight': torch.zeros(2)}, tmp_path/'w.safetensors')
+    start = {}
+    class Look(Callback):
+        def before_fit(self): start.update({k: v.clone() for k,v in self.learner.system.head.state_dict().items()})
+    learner = train(world, tmp_path, 'run', '--model.weights', tmp_path/'w.safetensors', '--model.start', 'xavier', callbacks=[Look(), StopAt(1)])
+    assert start.keys()==head.keys() and all(torch.equal(v, head[k]) for k,v in start.items())
+    assert learner.system.unused_weights==['more.weight']
+    notes = [f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='unused_weights']
+    assert len(notes)==1 and 'more.weight' in notes[0]['message'] and 'w.safetensors' in notes[0]['message']
+    # a finished run needs the file no more
+    (tmp_path/'w.safetensors').unlink()
+    assert torch.equal(load_run(learner.run)[0].head.input_proj.weight, learner.system.head.input_proj.weight)
+
+def test_checkpoints_of_another_model_are_refused(run):
+    for some,says in (('--model.hidden_dim 48', 'head.input_proj.weight (32, '), ('--model.backbone resnet34', "'model.backbone' is resnet34, the run was trained with resnet18; set it back")):
+        for command in ('eval', 'predict'): assert says in refuse(command, *[run.parent]*(command=='predict'), '--run', run, *some.split())
+
+# ---------------------------------------------------------------- data
+
+def visa_table(root, path):
+    with open(path, 'w', newline='') as f:
+        table = csv.writer(f)
+        table.writerow(['object', 'split', 'label', 'image', 'mask'])
+        for split,found in read_tree(root).items():
+            for r in found: table.writerow([r.cls, split, ('normal', 'anomaly')[r.label], r.name, r.mask or ''])
+    return path
+
+@pytest.fixture
+def built(world, tmp_path):
+    def f(*more, root=None):
+        torch.manual_seed(0)
+        return config(root or world, tmp_path/'built', 'built', *more).build()
+    return f
+
+@pytest.mark.parametrize('form', ['lists', 'table'])
+def test_the_same_images_in_another_form(world, built, tmp_path, form):
+    "Features, masks, labels and what is held out do not depend on how the images were named to us"
+    if form=='lists': write_tree_meta(world, tmp_path); some = f'--data.train {tmp_path}/train.json --data.test {tmp_path}/test.json'
+    else: some = f"--data.train {visa_table(world, tmp_path/'1cls.csv')}"
+    for protocol in ('held_out', 'paper'):
+        a,b = (built('--data.protocol', protocol, *more.split()) for more in ('', some))
+        for x,y in zip((*a.datasets(), a.valid_data()), (*b.datasets(), b.valid_data()), strict=True):
+            assert x.fingerprint()==y.fingerprint() and x.classes==y.classes==['dots', 'weave']
+            x,y = samples(x), samples(y)
+            assert list(x)==list(y) and len(x) in (10, 12, 16, 18)
+            for n in x: assert all(torch.equal(v, y[n][k]) for k,v in x[n].items() if k!='name'), n
+
+def test_a_plain_folder(world, built, tmp_path):
+    "Good images are divided, defective ones are tested, masks lie in one heap"
+    root = tmp_path/'nuts'
+    for r in read_tree(world)['train']+read_tree(world)['test']:
+        if r.cls!='dots': continue
+        half,kind,name = r.name.split('/')[1:]
+        (root/kind).mkdir(parents=True, exist_ok=True); (root/'masks').mkdir(exist_ok=True)
+        shutil.copy(world/r.name, root/kind/f'{half}_{kind}_{name}')
+        if r.mask: shutil.copy(world/r.mask, root/'masks'/f'{half}_{kind}_{name.removesuffix(".png")}_mask.png')
+    system = built('--data.train', 'nuts', root=tmp_path)
+    learn,held = system.datasets()
+    test = system.valid_data()
+    good = len(list((root/'good').iterdir()))
+    assert good==11 and test.counts()=={'nuts': dict(good=round(.2*11), defective=6, unmasked=0)} and len(learn)+len(held)//2==9
+    names = [set(samples(d)) for d in (learn, held, test)]
+    assert not names[0]&names[1] and not names[0]&names[2] and not names[1]&names[2]
+    assert {s['mask'].any().item()==bool(s['label']) for s in samples(test).values()}=={True}
+
+def test_defects_without_mask(copy, tmp_path):
+    "They count as images, not as pixels, and are said to"
+    whole = train(copy, tmp_path, 'whole', '--data.protocol', 'paper')
+    before = whole.metrics
+    gone = [r for r in read_tree(copy)['test'] if r.mask][::5]
+    for r in gone: (copy/r.mask).unlink()
+    learner = train(copy, tmp_path, 'without', '--data.protocol', 'paper')
+    m,seen = learner.metrics, learner.system.seen
+    assert len(gone)==3 and [n for n,mask in zip(seen.names, seen.masks) if mask is None]==[r.name for r in gone]
+    assert m['pooled/images']==before['pooled/images']==18 and {k: m[k] for k in m if 'image_' in k}=={k: before[k] for k in m if 'image_' in k}
+    assert m['pixel_auroc']!=before['pixel_auroc']
+    masked = {n: i for i,n in enumerate(seen.names) if seen.masks[i] is not None}
+    by = lambda values: {n: values[i] for n,i in masked.items()}
+    own = pixel_metrics(by([learner.system.full(x) for x in seen.maps]), by(seen.masks), by(seen.labels), by(seen.classes), 'max', (8, 8))
+    for k in ('pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro'): assert m[k]==pytest.approx(own[f'mean/{k}'], abs=1e-9)
+    note = [f for f in read_json(tmp_path/'without'/'health.json')['findings'] if f['code']=='no_mask']
+    assert len(note)==1 and note[0]['severity']=='note' and '3 defective images have no mask' in str(note[0]) and gone[0].name in str(note[0])
+    assert not [f for f in read_json(tmp_path/'whole'/'health.json')['findings'] if f['code']=='no_mask']
+    code,out,_ = vadnb('verify', '--config', 'uniad_demo', *words(copy, tmp_path, 'v', '--data.protocol', 'paper'))
+    assert code==0 and any(line.startswith('warn') and '3 defective images have none' in line for line in out.splitlines())
+
+# ---------------------------------------------------------------- protocols
+
+def test_held_out_needs_no_test_image(copy, world, tmp_path):
+    "Without the test folders training gives the same bits"
+    for c in ('dots', 'weave'):
+        for k in ('test', 'ground_truth'): shutil.rmtree(copy/c/k)
+    a,b = train(world, tmp_path/'a', 'run'), train(copy, tmp_path/'b', 'run')
+    assert curve(a.run)==curve(b.run) and len(curve(a.run))>6 and differences(a.run, b.run)==[]
+
+def test_planted_defects_are_the_same_each_time(built):
+    first,second = (samples(built('--data.cache', 'off').datasets()[1]) for _ in range(2))
+    assert list(first)==list(second) and sum(int(s['label']) for s in first.values())==6 and len(first)==12
+    for n,s in first.items(): assert all(torch.equal(v, second[n][k]) for k,v in s.items() if k!='name')
+    other = samples(built('--data.cache', 'off', '--seed', '1').datasets()[1])
+    assert set(other)!=set(first)
+
+def test_protocol_of_the_paper(trained, world):
+    paper,held = trained('--data.protocol', 'paper'), trained()
+    assert list(samples(paper.valid))==[r.name for r in read_tree(world)['test']] and len(paper.train)==16
+    for learner,n in ((paper, 1), (held, 0)):
+        notes = [f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='protocol']
+        assert len(notes)==n and all('chosen on the test set' in f['message'] and f['severity']=='note' for f in notes)
+    assert paper.system.calibration['of']=='good training images, which the model knows' and held.system.calibration['of']=='held-out good images'
+    # what thresholds come from: the good images, a planted defect among them would raise every threshold
+    scores = [held.system.image_score(m) for m,label in zip(held.system.seen.maps, held.system.seen.labels) if not label]
+    assert len(scores)==6 and held.system.calibration['scores'].tolist()==pytest.approx(sorted(scores), abs=1e-6)
+    assert len(paper.system.calibration['scores'])==16
+
+# ---------------------------------------------------------------- cache
+
+PLACES = ['memory', 'disk', 'off']
+
+def numbers(learner): return [{k: v for k,v in r.items() if not isinstance(v, str)} for r in curve(learner.run)]
+
+@pytest.mark.parametrize('protocol', ['held_out'])
+def test_the_place_of_features_changes_nothing(trained, protocol):
+    found = [trained('--data.cache', place, '--data.protocol', protocol) for place in PLACES]
+    assert [isinstance(x.train, CachedFeatures) for x in found]==[True, True, False]
+    for other in found[1:]:
+        for a,b in zip(numbers(found[0]), numbers(other), strict=True): assert b==pytest.approx(a, abs=1e-5)
+        for k,v in found[0].system.state_dict().items(): torch.testing.assert_close(other.system.state_dict()[k], v, atol=1e-5, rtol=0)
+
+class Remove(Callback):
+    "Take the training images away, once training has begun"
+    def before_fit(self):
+        for r in read_tree(self.learner.cfg.data_root)['train']: (Path(self.learner.cfg.data_root)/r.name).unlink()
+
+@pytest.mark.parametrize('place', PLACES)
+def test_no_image_is_opened_after_the_start(copy, tmp_path, trained, place):
+    some = ('--data.cache', place)
+    if place=='off':
+        with pytest.raises(DataError, match='is not there'): train(copy, tmp_path, 'run', *some, callbacks=[Remove()])
+    else:
+        learner = train(copy, tmp_path, 'run', *some, callbacks=[Remove()])
+        assert learner.step==6 and numbers(learner)==numbers(trained(*some))
+
+@pytest.fixture
+def encoded(monkeypatch):
+    "Numbers of images that went through the backbone"
+    seen,real = [], UniADSystem.encode
+    def encode(self, images): seen.append(len(images)); return real(self, images)
+    monkeypatch.setattr(UniADSystem, 'encode', encode)
+    return seen
+
+def said(world, runs, name, *more):
+    "What a run says while it starts"
+    code,_,err = vadnb('train', '--config', 'uniad_demo', *words(world, runs, name, '--data.cache', 'disk', '--train.progress', 'true', '--train.epochs', '1', *more))
+    assert code==0, err
+    return [line for line in err.splitlines() if 'feature cache' in line]
+
+def test_features_are_computed_once_and_repaired(world, tmp_path, encoded, monkeypatch):
+    monkeypatch.setattr('vadnb.train.report.write_report', lambda run: run)
+    first = said(world, tmp_path, 'first')
+    assert len(first)==2 and first[0].startswith('training: feature cache: 10 images') and '0 rows found, 10 to compute' in first[0] and first[1].startswith('validation: feature cache: 12 images') and sum(encoded)==22
+    # one folder per encoder
+    folder, = [p for p in (tmp_path/'features').iterdir()]
+    shards = sorted(folder.glob('*.safetensors'))
+    encoded.clear()
+    assert all('all found in' in line for line in said(world, tmp_path, 'second')) and not encoded
+    assert numbers_of(tmp_path/'first')==numbers_of(tmp_path/'second')
+    # another seed draws another backbone, and must not read these
+    other = said(world, tmp_path, 'other', '--seed', '1')
+    assert '0 rows found' in other[0] and sum(encoded)==22 and sorted(folder.glob('*.safetensors'))==shards
+    alien = next(p for p in (tmp_path/'features').iterdir() if p!=folder)
+    shutil.copy(next(alien.glob('*.safetensors')), shards[0])
+    raw = bytearray(shards[1].read_bytes()); raw[-100] ^= 1; shards[1].write_bytes(raw)
+    encoded.clear()
+    mended = said(world, tmp_path, 'third')
+    assert str(shards[0]) in mended[0] and 'belongs to another encoder' in mended[0] and 'computed again' in mended[0]
+    assert str(shards[1]) in mended[1] and 'is damaged' in mended[1] and sum(encoded)==22
+    assert numbers_of(tmp_path/'third')==numbers_of(tmp_path/'first')
+
+def numbers_of(run): return [{k: v for k,v in r.items() if not isinstance(v, str)} for r in curve(run)]
+
+def test_augmentation_switches_the_cache_off(world, tmp_path, encoded, monkeypatch):
+    monkeypatch.setattr('vadnb.train.report.write_report', lambda run: run)
+    lines = said(world, tmp_path, 'run', '--data.hflip', '0.5', '--data.rotate', 'true')
+    assert lines[0].startswith('training: feature cache: off, because the data set is augmented') and lines[1].startswith('validation: feature cache: 12 images')
+    assert encoded.count(4)>=2
+
+@pytest.mark.parametrize('then', ['off', 'disk'])
+def test_another_place_is_the_same_data(world, tmp_path, trained, then):
+    train(world, tmp_path, 'run', callbacks=[StopAt(4)])
+    learner = train(world, tmp_path, 'run', '--data.cache', then)
+    resumed = rows(learner.run, 'resume')[0]
+    assert resumed['step']==4 and list(resumed['changed'])==['data.cache']
+    for a,b in zip(numbers(trained()), numbers(learner), strict=True): assert b==pytest.approx(a, abs=1e-5)
+
+def test_other_images_are_other_data(copy, tmp_path):
+    learner = train(copy, tmp_path, 'run', callbacks=[StopAt(4)])
+    picture(copy/learner.train.data.records[0].name)
+    assert 'data (checkpoint)' in rows(train(copy, tmp_path, 'run').run, 'resume')[0]['changed']
+
+# ---------------------------------------------------------------- checkpoints
+
+def test_everything_trainable_is_trained_and_kept(trained, world, tmp_path):
+    learner = trained()
+    system = learner.system
+    own = {k for k,p in system.named_parameters() if p.requires_grad}
+    assert own and own=={f'head.{k}' for k,_ in system.head.named_parameters()}
+    optimized = [p for g in learner.optimizer.param_groups for p in g['params']]
+    assert len(optimized)==len(own) and {id(p) for p in optimized}=={id(system.get_parameter(k)) for k in own}
+    # each of them has moved, and lies in the checkpoint as it is
+    start = load_config('uniad_demo', words(world, tmp_path, 'x')).build
+    held = read_part(find_checkpoint(learner.run), 'model')
+    torch.manual_seed(0); before = start().state_dict()
+    assert [k for k in own if torch.equal(held[k], before[k])]==[]
+    assert all(torch.equal(held[k], v) for k,v in system.state_dict().items()) and held.keys()==system.state_dict().keys()
+    # random weights are kept, because nothing could bring them back; the backbone is that of the start
+    assert {k.split('.')[0] for k in held}=={'head', 'backbone'}
+    torch.manual_seed(1)
+    again,_ = load_run(learner.run)
+    assert not again.training and all(torch.equal(held[k], v) for k,v in again.state_dict().items()) and again.backbone.digest()==system.backbone.digest()
+    assert 'random' in str([f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='backbone'])
+
+def weights_file(path, seed):
+    torch.manual_seed(seed)
+    save_file(timm.create_model('resnet18').state_dict(), path)
+    return path
+
+def test_pretrained_weights_are_not_kept(world, tmp_path):
+    some = ('--model.pretrained', 'true', '--model.backbone_weights', weights_file(tmp_path/'a.safetensors', 1))
+    learner = train(world, tmp_path, 'run', *some)
+    folder = find_checkpoint(learner.run)
+    held = read_part(folder, 'model')
+    assert {k.split('.')[0] for k in held}=={'head'} and (folder/'model.safetensors').stat().st_size<500_000
+    assert 'backbone' not in [f['code'] for f in read_json(learner.run/'health.json')['findings']]
+    assert not learner.system.unused_weights and read_json(learner.run/'architecture.json')['digest']==learner.system.backbone.digest()
+    again,_ = load_run(learner.run)
+    x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for a,b in zip(learner.system.eval().look(learner.system.encode(x)), again.look(again.encode(x))): assert torch.equal(a, b)
+    # an interrupted run goes on with them
+    train(world, tmp_path/'b', 'run', *some, callbacks=[StopAt(4)])
+    train(world, tmp_path/'b', 'run', *some)
+    assert curve(tmp_path/'b'/'run')==curve(learner.run) and differences(tmp_path/'b'/'run', learner.run)==[]
+    # other weights under the same name are no base for this head
+    before = contents(learner.run)
+    moved = (tmp_path/'a.safetensors').rename(tmp_path/'moved.safetensors')
+    weights_file(tmp_path/'a.safetensors', 2)
+    with pytest.raises(CheckpointError, match=f"the weights of resnet18 are not those .* instead of {learner.system.backbone.digest()}.*--model.backbone_weights"): load_run(learner.run)
+    for command in (('eval',), ('predict', world)): assert '--model.backbone_weights' in refuse(*command, '--run', learner.run)
+    assert load_run(learner.run, overrides=['--model.backbone_weights', str(moved)])[0].backbone.digest()==learner.system.backbone.digest()
+    (tmp_path/'a.safetensors').unlink()
+    with pytest.raises(CheckpointError, match='a.safetensors: no such file'): load_run(learner.run)
+    assert contents(learner.run)==before
+
+@pytest.mark.parametrize('place', PLACES)
+def test_killed_and_resumed_is_exact(world, tmp_path, trained, place):
+    "With dropout and jitter, stopped within an epoch and cut off behind one"
+    some = ('--data.cache', place)
+    train(world, tmp_path, 'run', *some, callbacks=[StopAt(2)])
+    with pytest.raises(RuntimeError, match='power cut'): train(world, tmp_path, 'run', *some, callbacks=[FailAt(5)])
+    learner = train(world, tmp_path, 'run', *some)
+    assert [r['step'] for r in rows(learner.run, 'resume')]==[2, 3]
+    whole = trained(*some)
+    assert curve(learner.run)==curve(whole.run) and differences(learner.run, whole.run)==[]
+    assert torch.equal(learner.system.calibration['scores'], whole.system.calibration['scores'])
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+def test_thresholds_need_no_data(run):
+    "Another false alarm rate is another threshold, from what the checkpoint holds; the data are gone"
+    system,_ = load_run(run, overrides=['--score.false_alarm_rate', '0.4'])
+    assert not Path(system.cfg.data_root).exists() and system.thresholds().rate==.4
+    def thresholds(key, rate):
+        system.cfg = replace(system.cfg, score=replace(system.cfg.score, **{key: rate}))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return system.thresholds()
+    rates = (.02, .2, .4, .6, .8)
+    for key,value,other in (('false_alarm_rate', 'image', 'pixel'), ('pixel_rate', 'pixel', 'image')):
+        found = [thresholds(key, r) for r in rates]
+        values = [getattr(t, value) for t in found]
+        assert values==sorted(values, reverse=True) and len(set(values))>=4 and len({getattr(t, other) for t in found})==1 and {t.normals for t in found}=={6}
+    # six good images: of seven equally likely places one lies above the third highest of them, and so on
+    scores = system.calibration['scores'].tolist()
+    assert [thresholds('false_alarm_rate', r).image for r in rates]==[scores[k] for k in (5, 5, 4, 2, 1)]
+
+def test_pictures_and_boards(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for name in ('cases', 'panels'): assert min(Image.open(run/'pictures'/f'{name}.png').size)>100
+    assert rows(run, 'pictures')[-1]['names']==['cases', 'panels']
+    page = (run/'report.html').read_text()
+    assert 'pixel AUROC' in page and page.count(' src="data:image/')==2 and all(f'alt="{k}"' in page for k in ('cases', 'panels'))
+    board = EventAccumulator(str(run/'tensorboard')); board.Reload()
+    tags = board.Tags()
+    assert set(tags['images'])=={'pictures/cases', 'pictures/panels'} and tags['graph']
+    assert {'train/loss', 'valid/pixel_auroc', 'valid/image_auroc'}<=set(tags['scalars'])
+    nodes = {n.name for n in board.Graph().node}
+    assert any('decoder' in n for n in nodes) and any('input_proj' in n for n in nodes)
+
+# ---------------------------------------------------------------- prediction
+
+MODES = {'b/grey.png': ('L', (64, 64)), 'b/alpha.png': ('RGBA', (50, 70)), 'a.png': ('RGB', (128, 96)), 'z/deep/palette.png': ('P', (64, 30)), 'b/deep16.png': ('I;16', (40, 64)), 'c.jpg': ('RGB', (64, 64)), 'd.bmp': ('RGB', (33, 65))}
+
+@pytest.fixture
+def mixed(world, tmp_path):
+    photo = Image.open(world/'dots/test/good/000.png')
+    for name,(mode,size) in MODES.items():
+        path = tmp_path/'mixed'/name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        im = photo.resize(size[::-1])
+        if mode=='I;16': im = Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16)*257)
+        else: im = im.convert(mode)
+        im.save(path)
+    return tmp_path/'mixed'
+
+def test_prediction_of_any_folder(run, mixed, tmp_path):
+    code,out,err = vadnb('predict', mixed, '--run', run, '--out', tmp_path/'out', '--overlay', 'true', '--score.batch_size', '3', '--score.false_alarm_rate', '0.4')
+    assert code==0 and err=='' and '7 images' in out, err
+    folder = tmp_path/'out'/'mixed'
+    order = ['a.png', 'b/alpha.png', 'b/deep16.png', 'b/grey.png', 'c.jpg', 'd.bmp', 'z/deep/palette.png']
+    with open(folder/'scores.csv', newline='') as f: table = list(csv.DictReader(f))
+    record = read_json(folder/'predictions.json')
+    assert [r['name'] for r in table]==[r['name'] for r in record['images']]==order==sorted(MODES)
+    for r,p in zip(table, record['images']):
+        size = MODES[p['name']][1]
+        stem = Path(p['name']).with_suffix('')
+        with np.load(folder/'maps'/f'{stem}.npz') as held:
+            assert held['map'].shape==(64, 64) and held['coarse'].shape==(8, 8) and tuple(held['size'])==size==tuple(p['size'])
+            assert float(r['score'])==pytest.approx(image_scores(held['map'], (8, 8))['max'], abs=1e-5)==pytest.approx(p['score'], abs=1e-5)
+        assert Image.open(folder/'maps'/f'{stem}.png').size>(100, 50) and Image.open(folder/'overlays'/f'{stem}.png').size==size[::-1]
+        assert bool(int(r['anomalous']))==p['anomalous']==(p['score']>record['thresholds']['image'])
+    assert Image.open(folder/'contact_sheet.png').size[0]>300
+    # grey and 16 bit of the same picture look alike to the model, and their place in a batch means nothing
+    score = {r['name']: float(r['score']) for r in table}
+    system,_ = load_run(run, overrides=['--score.false_alarm_rate', '0.4'])
+    for name in MODES: assert system.predict(mixed/name)[0].score==pytest.approx(score[name], abs=1e-5)
+
+def test_predict_refuses_in_one_line(run, mixed, tmp_path):
+    before = contents(run, mixed)
+    for words,says in ((('none',), 'none: no such file or folder'), ((run/'pictures',), ''), ((mixed/'a.png', mixed/'a.png'), 'would write the same files')):
+        if says: assert says in refuse('predict', *words, '--run', run, '--out', tmp_path/'out')
+    cut(mixed/'b'/'grey.png')
+    err = refuse('predict', mixed, '--run', run, '--out', tmp_path/'out', '--score.batch_size', '2', '--score.false_alarm_rate', '0.4')
+    assert 'mixed/b/grey.png cannot be decoded' in err and 'copy it again or take it out' in err
+    assert not (tmp_path/'out').exists() and {p: v for p,v in contents(run, mixed).items() if p.name!='grey.png'}=={p: v for p,v in before.items() if p.name!='grey.png'}
+
+# ---------------------------------------------------------------- other commands
+
+def test_learning_rate_finder(world, tmp_path):
+    code,out,err = vadnb('lr-find', '--config', 'uniad_demo', *words(world, tmp_path, 'run'), '--steps', '30', '--out', tmp_path/'found')
+    assert code==0 and [line.split()[0] for line in out.splitlines()[:3]]==['valley', 'steep', 'minimum'], err
+    assert len(read_json(tmp_path/'found.json')['losses'])>=20 and not (tmp_path/'run').exists()
+
+def test_verify_names_what_is_broken(copy, tmp_path):
+    some = words(copy, tmp_path, 'run')
+    code,out,err = vadnb('verify', '--config', 'uniad_demo', *some)
+    assert code==0 and 'ready to train' in out and 'FAIL' not in out, out+err
+    for part,row in (('train/good/004.png', ('training', 'validation')), ('train/good/002.png', ('training', 'validation'))):
+        whole = (copy/'dots'/part).read_bytes()
+        cut(copy/'dots'/part)
+        code,out,_ = vadnb('verify', '--config', 'uniad_demo', *some)
+        fail = [line for line in out.splitlines() if line.startswith('FAIL')]
+        assert code==1 and out.endswith('not ready\n') and len(fail)==1 and f'dots/{part} cannot be decoded' in fail[0] and fail[0].split()[1] in row
+        (copy/'dots'/part).write_bytes(whole)
+    (copy/'dots/ground_truth').rename(copy/'dots/ground_truths')
+    larger(next((copy/'weave/ground_truth').rglob('*.png')))
+    code,out,_ = vadnb('verify', '--config', 'uniad_demo', *some, '--data.protocol', 'paper')
+    assert code==1 and any(line.startswith('FAIL') and 'weave/ground_truth/' in line for line in out.splitlines()) and any(line.startswith('warn') and '6 defective images have none' in line for line in out.splitlines())
+    assert not (tmp_path/'run').exists()
+
+def test_converted_trees_are_read(copy, tmp_path, trained):
+    code,out,err = vadnb('convert', 'image-tree', copy, tmp_path/'lists')
+    assert code==0 and out.splitlines()==[f'{tmp_path}/lists/train.json: 16 images', f'{tmp_path}/lists/test.json: 18 images'], err
+    learner = train(copy, tmp_path, 'run', '--data.train', tmp_path/'lists'/'train.json', '--data.test', tmp_path/'lists'/'test.json')
+    assert curve(learner.run)==curve(trained().run)
+    mask = next((copy/'dots/ground_truth').rglob('*.png'))
+    kind,stem = mask.parent.name, mask.stem.removesuffix('_mask')
+    shutil.copy(copy/'dots/test'/kind/f'{stem}.png', copy/'dots/test'/kind/f'{stem}.jpg')
+    err = refuse('convert', 'image-tree', copy, tmp_path/'again')
+    assert 'could be the mask of' in err and f'{stem}.jpg' in err and not (tmp_path/'again').exists()
+    (copy/'dots/test'/kind/f'{stem}.jpg').unlink()
+    # lists that say something else are never written over
+    (copy/'dots/train/good/000.png').unlink()
+    before = contents(tmp_path/'lists')
+    assert 'exists and says something else' in refuse('convert', 'image-tree', copy, tmp_path/'lists') and contents(tmp_path/'lists')==before
+
+# ---------------------------------------------------------------- real data and official weights
+
+def test_official_checkpoint(layout, world, tmp_path):
+    "Names, shapes and values of the official file; only entries of its backbone have no place here"
+    state = official(layout, tmp_path/'ckpt.pth.tar')
+    some = ['--data_root', str(world), '--runs', str(tmp_path), '--name', 'run', '--model.pretrained', 'false', '--data.cache', 'memory', '--train.device', 'cpu', '--train.progress', 'false', '--train.workers', '0']
+    n = layout['counts']['backbone_entries']
+    torch.manual_seed(0); bare = load_config('uniad_mvtec', some).build()
+    torch.manual_seed(0); system = load_config('uniad_mvtec', [*some, '--model.weights', str(tmp_path/'ckpt.pth.tar')]).build()
+    unused = bare.load_reference(tmp_path/'ckpt.pth.tar')
+    assert unused==system.unused_weights and len(unused)==n and all(k.startswith('module.backbone.') for k in unused)
+    own,other = bare.state_dict(), system.state_dict()
+    assert own.keys()==other.keys() and all(torch.equal(v, other[k]) for k,v in own.items())
+    for k,v in system.head.state_dict().items(): assert torch.equal(v, state[f'module.reconstruction.{k}'])
+    assert sum(p.numel() for p in system.parameters() if p.requires_grad)==layout['counts']['reconstruction_parameters']
