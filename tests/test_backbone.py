@@ -41,7 +41,7 @@ def test_the_rewritten_network_gives_timms_maps(name, strides, folds):
     assert (n==norms>0) if folds=='all' else (0<n<norms) if folds=='some' else (n==norms==0 and net is backbone.net)
     for size in ((224, 224),) if 'swin' in name else ((96, 64), (65, 79)):
         x = torch.randn(2, 3, *size)
-        for ours,theirs in zip(backbone(x), maps_of(backbone, x), strict=True): assert (ours-theirs).abs().max() <= 1e-5*theirs.abs().max()
+        for ours,theirs in zip(backbone(x), maps_of(backbone, x), strict=True): assert (ours-theirs).abs().max() <= 3e-5*theirs.abs().max() # timm's own are 1e-5 off in single precision
 
 def test_every_used_part_runs():
     "What was cut off was all there was to cut"
@@ -109,7 +109,7 @@ def test_changed_moved_and_copied_weights_run(b0):
     # another type is timm's own network, as exact as that is
     double = copy.deepcopy(b0).double()
     assert double.running()[0] is double.net
-    for p,q in zip(double(x.double()), maps): assert (p-q).abs().max() < 1e-5*p.abs().max()
+    for p,q in zip(double(x.double()), maps): assert (p-q).abs().max() < 2e-5*p.abs().max()
     assert same(double.float()(x), maps) and double.running()[1]==33
     assert all(m.is_meta for m in b0.to('meta')(x.to('meta')))
 

@@ -120,6 +120,7 @@ HARM = {
     'width': (lambda w: None, '--model.hidden_dim 48', ['checkpoints/step-000003/model.safetensors: does not fit this model', 'other shapes', 'head.input_proj.weight (32, ', ' instead of (48, ', 'use the configuration it was trained with']),
     'depth': (lambda w: None, '--model.num_decoder_layers 2', ['does not fit this model', 'missing', 'head.transformer.decoder.layers.1.']),
     'grid': (lambda w: None, '--data.size [64,96]', ['does not fit this model', 'head.pos_embed.col_embed.weight (8, 16) instead of (12, 16)']),
+    'weights': (lambda w: torch.save({'input_proj.weight': torch.zeros(32, 5)}, w/'w.pth'), '--model.weights {w}/w.pth --model.start xavier', ['w.pth: lacks input_proj.bias and 37 more (38 of 39 tensors)']),
     'no weights': (lambda w: None, '--model.weights {w}/none.pth --model.start xavier', ['none.pth: no such file']),
     'weights that are thrown away': (lambda w: None, '--model.weights w.pth --model.start data', ["'model.start' is data and 'model.weights' is set", 'set one of them']),
     'backbone weights': (lambda w: torch.save({'conv1.weight': torch.zeros(1)}, w/'b.pth'), '--model.pretrained true --model.backbone_weights {w}/b.pth', ['b.pth', "tensors of 'resnet18' are missing", "give timm's own weights"]),
@@ -143,6 +144,13 @@ def test_one_line_and_nothing_is_lost(begun, tmp_path, harm):
     assert {p: after.get(p) for p in before}==before
     # features of another size are another row of the cache, which is all that may come
     assert all(p.parent.parent==tmp_path/'runs'/'features' for p in after.keys()-before)
+
+def test_weights_of_another_shape_for_a_start(world, tmp_path):
+    from vadnb.models.uniad import UniAD
+    torch.save(dict(state_dict={f'module.reconstruction.{k}': v for k,v in UniAD(192, 8, (8, 8), 48, 4, 1, 1, 32, neighbor_size=(3, 3)).state_dict().items()}), tmp_path/'w.pth.tar')
+    err = refuse('train', '--config', 'uniad_demo', *words(world, tmp_path, 'run', '--model.weights', tmp_path/'w.pth.tar', '--model.start', 'xavier'))
+    assert 'w.pth.tar: module.reconstruction.input_proj.weight and' in err and 'has shape (48, 192), the model needs (32, 192)' in err
+    assert not (tmp_path/'run').exists()
 
 def test_unreadable_images_are_skipped_where_that_is_asked_for(copy, tmp_path):
     bad = config(copy, tmp_path, 'x').build().datasets()[0].data.records[3]
@@ -241,6 +249,12 @@ def test_defects_without_mask(copy, tmp_path):
     code,out,_ = vadnb('verify', '--config', 'uniad_demo', *words(copy, tmp_path, 'v', '--data.protocol', 'paper'))
     assert code==0 and any(line.startswith('warn') and '3 defective images have none' in line for line in out.splitlines())
 
+def test_masks_are_plain_booleans(world):
+    "A true pixel is the byte 1, however the file was decoded: what reads bytes must not see 255"
+    data = AnomalyImages(read_tree(world)['test'], world, (64, 64))
+    half = AnomalyImages(read_tree(world)['test'], world, (32, 32))
+    assert {int(v) for d in (data, half) for s in d for v in s['mask'].numpy().view(np.uint8).ravel()}=={0, 1}
+
 # ---------------------------------------------------------------- protocols
 
 def test_held_out_needs_no_test_image(copy, world, tmp_path):
@@ -249,6 +263,11 @@ def test_held_out_needs_no_test_image(copy, world, tmp_path):
         for k in ('test', 'ground_truth'): shutil.rmtree(copy/c/k)
     a,b = train(world, tmp_path/'a', 'run'), train(copy, tmp_path/'b', 'run')
     assert curve(a.run)==curve(b.run) and len(curve(a.run))>6 and differences(a.run, b.run)==[]
+    # what there is to evaluate on are the held-out ones, with and without planted defects; the other run has its test set
+    for learner,n in ((a, 18), (b, 12)):
+        code,out,err = vadnb('eval', '--run', learner.run)
+        assert code==0 and f'{n} images' in out.splitlines()[0], err
+    assert {k: v for k,v in read_json(b.run/'eval.json')['metrics'].items() if k in SEVEN}==pytest.approx({k: v for k,v in b.metrics.items() if k in SEVEN}, abs=1e-6)
 
 def test_planted_defects_are_the_same_each_time(built):
     first,second = (samples(built('--data.cache', 'off').datasets()[1]) for _ in range(2))
@@ -275,7 +294,7 @@ PLACES = ['memory', 'disk', 'off']
 
 def numbers(learner): return [{k: v for k,v in r.items() if not isinstance(v, str)} for r in curve(learner.run)]
 
-@pytest.mark.parametrize('protocol', ['held_out'])
+@pytest.mark.parametrize('protocol', ['held_out', 'paper'])
 def test_the_place_of_features_changes_nothing(trained, protocol):
     found = [trained('--data.cache', place, '--data.protocol', protocol) for place in PLACES]
     assert [isinstance(x.train, CachedFeatures) for x in found]==[True, True, False]
@@ -407,6 +426,23 @@ def test_pretrained_weights_are_not_kept(world, tmp_path):
     with pytest.raises(CheckpointError, match='a.safetensors: no such file'): load_run(learner.run)
     assert contents(learner.run)==before
 
+@pytest.mark.parametrize('same_name', [False, True])
+def test_other_pretrained_weights_do_not_continue_a_run(world, tmp_path, same_name):
+    "Its head has learned the features of the first ones"
+    some = ('--model.pretrained', 'true', '--model.backbone_weights')
+    train(world, tmp_path, 'run', *some, weights_file(tmp_path/'a.safetensors', 1), callbacks=[StopAt(4)])
+    before = contents(tmp_path/'run')
+    err = refuse('train', '--config', 'uniad_demo', *words(world, tmp_path, 'run', *some, weights_file(tmp_path/('a.safetensors' if same_name else 'b.safetensors'), 2)))
+    assert 'digest' in err and 'backbone_weights' in err
+    assert contents(tmp_path/'run')==before
+
+def test_another_random_backbone_does_not_continue_a_run(world, tmp_path):
+    "The checkpoint would bring the old one back after the features of the new one were cached"
+    train(world, tmp_path, 'run', callbacks=[StopAt(4)])
+    before = contents(tmp_path/'run')
+    assert 'digest' in refuse('train', '--config', 'uniad_demo', *words(world, tmp_path, 'run', '--seed', '1'))
+    assert contents(tmp_path/'run')==before
+
 @pytest.mark.parametrize('place', PLACES)
 def test_killed_and_resumed_is_exact(world, tmp_path, trained, place):
     "With dropout and jitter, stopped within an epoch and cut off behind one"
@@ -452,7 +488,76 @@ def test_pictures_and_boards(run):
     nodes = {n.name for n in board.Graph().node}
     assert any('decoder' in n for n in nodes) and any('input_proj' in n for n in nodes)
 
+def own_maps(system, world):
+    "Maps of the test images by the shortest way: files, backbone, head"
+    data = AnomalyImages(read_tree(world)['test'], world, (64, 64))
+    with torch.no_grad(): maps = {s['name']: system.head(system.neck(system.backbone((s['image'][None].float()-system.mean)/system.std)))['pred'][0,0].numpy() for s in data}
+    truth = {r.name: np.asarray(Image.open(world/r.mask))>0 if r.mask else np.zeros((64, 64), bool) for r in data.records}
+    return maps, truth, {r.name: r.label for r in data.records}, {r.name: r.cls for r in data.records}
+
+def auroc(positive, negative):
+    "Share of pairs in the right order"
+    negative = np.sort(negative)
+    return ((np.searchsorted(negative, positive, 'left')+np.searchsorted(negative, positive, 'right'))/2).mean()/len(negative)
+
+def test_evaluation_on_the_test_set(run, world, tmp_path):
+    code,out,err = vadnb('eval', '--run', run, '--data_root', world, '--out', tmp_path/'eval.json')
+    assert code==0 and '18 images' in out.splitlines()[0], err
+    m = read_json(tmp_path/'eval.json')['metrics']
+    system,_ = load_run(run)
+    maps,truth,labels,classes = own_maps(system, world)
+    own = pixel_metrics(maps, truth, labels, classes, 'max', (8, 8))
+    # what the evaluation calls a metric without more is the mean over classes
+    for k,v in own.items(): assert m[k.removeprefix('mean/')]==pytest.approx(v, abs=1e-5), k
+    heap = lambda bad: np.concatenate([maps[n][truth[n]==bad] for n in maps])
+    assert m['pooled/pixel_auroc']==pytest.approx(auroc(heap(True), heap(False)), abs=1e-5)
+    score = {n: image_scores(maps[n], (8, 8))['max'] for n in maps}
+    assert m['class/dots/image_auroc']==pytest.approx(auroc(*([score[n] for n in maps if classes[n]=='dots' and labels[n]==k] for k in (1, 0))), abs=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        t = system.thresholds()
+    for key,k in (('false_alarm_rate', 0), ('detection_rate', 1)): assert m[key]==np.mean([score[n]>t.image for n in maps if labels[n]==k])
+    # the table: a row per class, the mean of them, and all images in one heap
+    table = [line.split() for line in out.splitlines() if line.split() and line.split()[0] in ('class', 'dots', 'weave', 'mean', 'pooled')]
+    assert [r[0] for r in table]==['class', 'dots', 'weave', 'mean', 'pooled'] and [r[1] for r in table if r[0] in ('dots', 'weave', 'pooled')]==['3+6', '3+6', '6+12']
+    heads = [*SEVEN, 'mad']
+    assert len(table[0])==2+len(heads)
+    value = dict(zip(['image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'mad'], table[1][2:]))
+    for k,v in value.items(): assert v==f'{m[f"class/dots/{k}"]:.3f}'
+    assert table[3][1:]==[f'{m[k]:.3f}' for k in value] and table[4][2:]==[f'{m[f"pooled/{k}"]:.3f}' for k in value]
+    for k in value: assert m[k]==pytest.approx((m[f'class/dots/{k}']+m[f'class/weave/{k}'])/2)
+
+def test_counted_metrics_keep_their_bounds(run, world, tmp_path):
+    found = []
+    for n in ('0', '1000000'):
+        code,_,err = vadnb('eval', '--run', run, '--data_root', world, '--out', tmp_path/f'{n}.json', '--score.exact_pixels', n)
+        assert code==0, err
+        found.append(read_json(tmp_path/f'{n}.json')['metrics'])
+    counted,exact = found
+    bounds = {k: v for k,v in counted.items() if '/bound/' in k or k.startswith('bound/')}
+    assert any(k.endswith('pixel_auroc') for k in bounds) and not [k for k in exact if 'bound/' in k]
+    for k,b in bounds.items():
+        plain = k.replace('bound/', '')
+        assert 0<b<.01 and abs(counted[plain]-exact[plain])<=b, k
+    for k in exact:
+        if 'image_' in k: assert counted[k]==exact[k]
+
 # ---------------------------------------------------------------- prediction
+
+def test_predicting_the_test_set_gives_its_scores(run, world, tmp_path):
+    code,_,err = vadnb('eval', '--run', run, '--data_root', world, '--out', tmp_path/'eval.json')
+    assert code==0, err
+    system,_ = load_run(run, overrides=['--score.batch_size', '7'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        found = system.predict(world/'dots'/'test')
+        thresholds = system.thresholds()
+    maps,truth,labels,_ = own_maps(system, world)
+    assert [p.name for p in found]==sorted(n.removeprefix('dots/test/') for n in maps if n.startswith('dots/'))
+    for p in found:
+        n = f'dots/test/{p.name}'
+        assert p.score==pytest.approx(image_scores(maps[n], (8, 8))['max'], abs=1e-5) and p.thresholds==thresholds and p.anomalous==(p.score>thresholds.image)
+        np.testing.assert_allclose(p.full(), maps[n], atol=1e-5)
 
 MODES = {'b/grey.png': ('L', (64, 64)), 'b/alpha.png': ('RGBA', (50, 70)), 'a.png': ('RGB', (128, 96)), 'z/deep/palette.png': ('P', (64, 30)), 'b/deep16.png': ('I;16', (40, 64)), 'c.jpg': ('RGB', (64, 64)), 'd.bmp': ('RGB', (33, 65))}
 
@@ -499,6 +604,14 @@ def test_predict_refuses_in_one_line(run, mixed, tmp_path):
     assert 'mixed/b/grey.png cannot be decoded' in err and 'copy it again or take it out' in err
     assert not (tmp_path/'out').exists() and {p: v for p,v in contents(run, mixed).items() if p.name!='grey.png'}=={p: v for p,v in before.items() if p.name!='grey.png'}
 
+def test_without_calibration_there_are_no_thresholds(run, world, tmp_path):
+    own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
+    for p in own.rglob('calibration.*'): p.unlink()
+    assert 'there are no thresholds' in refuse('predict', world, '--run', own)
+    # metrics need none
+    code,out,err = vadnb('eval', '--run', own, '--data_root', world)
+    assert code==0 and 'false alarm rate' not in out and 'pixel auroc' in out, err
+
 # ---------------------------------------------------------------- other commands
 
 def test_learning_rate_finder(world, tmp_path):
@@ -541,6 +654,20 @@ def test_converted_trees_are_read(copy, tmp_path, trained):
 
 # ---------------------------------------------------------------- real data and official weights
 
+def test_real_images(shared, tmp_path):
+    source = shared/'data'/'anomaly_images'/'hazelnut_toy'
+    if not source.is_dir(): pytest.skip(f'no {source}')
+    # one photograph is 512x522; ten good ones, of which four are held out
+    learner = train(source, tmp_path, 'nuts', '--train.batch_size', '3')
+    assert (len(learner.train), len(learner.valid), learner.step)==(6, 8, 4)
+    code,out,err = vadnb('eval', '--run', learner.run)
+    assert code==0 and '14 images' in out, err
+    m = read_json(learner.run/'eval.json')['metrics']
+    assert all(0<=m[k]<=1 for k in (*SEVEN, 'mad')) and m['pooled/defective']==8
+    code,out,err = vadnb('predict', source/'test', '--run', learner.run, '--score.false_alarm_rate', '0.4')
+    assert code==0 and '14 images' in out, err
+    with open(learner.run/'predictions'/'test'/'scores.csv', newline='') as f: assert [r['name'] for r in csv.DictReader(f)]==[r.name.removeprefix('test/') for r in read_tree(source)['test']]
+
 def test_official_checkpoint(layout, world, tmp_path):
     "Names, shapes and values of the official file; only entries of its backbone have no place here"
     state = official(layout, tmp_path/'ckpt.pth.tar')
@@ -554,3 +681,21 @@ def test_official_checkpoint(layout, world, tmp_path):
     assert own.keys()==other.keys() and all(torch.equal(v, other[k]) for k,v in own.items())
     for k,v in system.head.state_dict().items(): assert torch.equal(v, state[f'module.reconstruction.{k}'])
     assert sum(p.numel() for p in system.parameters() if p.requires_grad)==layout['counts']['reconstruction_parameters']
+
+def test_skipping_needs_no_cache(copy, tmp_path):
+    "A cache reads every image before the first step, so that none can be skipped"
+    bad = config(copy, tmp_path, 'x').build().datasets()[0].data.records[3]
+    cut(copy/bad.name)
+    assert 'train.on_bad_sample' in refuse('train', '--config', 'uniad_demo', *words(copy, tmp_path, 'memory', '--train.on_bad_sample', 'skip', '--data.cache', 'memory'))
+    learner = train(copy, tmp_path, 'skips', '--train.on_bad_sample', 'skip', '--data.cache', 'auto', '--model.start', 'xavier')
+    assert learner.step==6 and learner.skipped
+
+def test_eval_without_training_images(run, world, copy):
+    for c in ('dots', 'weave'): shutil.rmtree(copy/c/'train')
+    code,out,err = vadnb('eval', '--run', run, '--data_root', copy)
+    assert code==0, err
+
+def test_nothing_is_half_converted(copy, tmp_path):
+    (tmp_path/'lists').mkdir(); (tmp_path/'lists'/'test.json').write_text('mine')
+    refuse('convert', 'image-tree', copy, tmp_path/'lists')
+    assert not (tmp_path/'lists'/'train.json').exists()

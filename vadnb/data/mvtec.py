@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'ENDING', 'SUFFIXES', 'MASK_FOLDERS', 'DECODING', 'ImageRecord', 'record_of', 'check_unique', 'read_meta',
-           'write_meta', 'read_visa', 'pair_masks', 'folders', 'list_images', 'list_kinds', 'read_folder', 'read_tree',
-           'write_tree_meta', 'read_split', 'hold_out', 'class_names', 'choose_classes', 'check_split', 'open_image',
-           'to_rgb', 'to_size', 'mask_values', 'binary_mask', 'read_sample', 'AnomalyImages', 'collate']
+           'check_meta', 'write_meta', 'read_visa', 'pair_masks', 'folders', 'list_images', 'list_kinds', 'read_folder',
+           'read_tree', 'write_tree_meta', 'read_split', 'hold_out', 'class_names', 'choose_classes', 'check_split',
+           'open_image', 'to_rgb', 'to_size', 'mask_values', 'binary_mask', 'read_sample', 'AnomalyImages', 'collate']
 
 # %% ../../nbs/data/16_mvtec.ipynb #7df32a78
 import csv, hashlib, json, re
@@ -77,15 +77,22 @@ def read_meta(
     return check_unique(rows)
 
 # %% ../../nbs/data/16_mvtec.ipynb #605ea438
+def check_meta(
+    records:list, # `ImageRecord`s
+    path, # JSON lines to write
+)->str: # what the file will say
+    "The official list of `records`; `DataError` when there is another file in its place"
+    path,said = Path(path),''.join(json.dumps(r.to_json(), ensure_ascii=False)+'\n' for r in records)
+    if not records: raise DataError(f'{path}: there is no image to list')
+    if path.exists() and (not path.is_file() or path.read_bytes()!=said.encode()): raise DataError(f'{path}: exists and says something else; choose another name or move it away')
+    return said
+
 def write_meta(
     records:list, # `ImageRecord`s
     path, # JSON lines to write
 )->Path: # `path`
-    "The official list of `records`; a file with other contents is never written over"
-    path,said = Path(path),''.join(json.dumps(r.to_json(), ensure_ascii=False)+'\n' for r in records)
-    if not records: raise DataError(f'{path}: there is no image to list')
-    if path.exists() and (not path.is_file() or path.read_bytes()!=said.encode()): raise DataError(f'{path}: exists and says something else; choose another name or move it away')
-    return write_atomic(path, said, DataError)
+    "Write the official list of `records`; a file with other contents is never written over"
+    return write_atomic(path, check_meta(records, path), DataError)
 
 # %% ../../nbs/data/16_mvtec.ipynb #bc74c3ff
 def read_visa(
@@ -181,17 +188,18 @@ def read_folder(
 # %% ../../nbs/data/16_mvtec.ipynb #11206e20
 def read_tree(
     root, # MVTec tree: <class>/train/good, <class>/test/<kind>, <class>/ground_truth/<kind>; or one class
+    training:bool=True, # false: the training half is not looked at, and may be missing
 )->dict: # train, test -> `ImageRecord`s, by class, folder and name
     "MVTec-AD's folders, as they come from the archive"
     root = Path(root)
     if not root.is_dir(): raise DataError(f'{root}: no such folder; give the folder that holds the classes')
-    of = {root.resolve().name: root} if (root/'train').is_dir() else {p.name: p for p in folders(root) if (p/'train').is_dir() or (p/'test').is_dir()}
+    of = {root.resolve().name: root} if (root/'train').is_dir() or not training and (root/'test').is_dir() else {p.name: p for p in folders(root) if (p/'train').is_dir() or (p/'test').is_dir()}
     if not of: raise DataError(f'{root}: holds no class; expected {root}/<class>/train/good and {root}/<class>/test')
     res = dict(train=[], test=[])
     for cls,base in of.items():
-        good = list_kinds(base/'train', None, root, cls) if (base/'train').is_dir() else []
+        good = list_kinds(base/'train', None, root, cls) if training and (base/'train').is_dir() else []
         if bad := [r for r in good if r.label]: raise DataError(f"{bad[0].where}: is no good image and lies in train; move its folder to {base/'test'}")
-        if not good: raise DataError(f"{base/'train'/'good'}: class '{cls}' is empty, there is nothing to learn it from; add good images or take the class away")
+        if training and not good: raise DataError(f"{base/'train'/'good'}: class '{cls}' is empty, there is nothing to learn it from; add good images or take the class away")
         masks = base/'ground_truth'
         res['train'] += good
         if (base/'test').is_dir(): res['test'] += list_kinds(base/'test', masks if masks.is_dir() else None, root, cls)
@@ -204,7 +212,10 @@ def write_tree_meta(
     folder, # where train.json and test.json are written
 )->list: # the paths written
     "The official lists of a folder tree"
-    return [write_meta(rows, Path(folder)/f'{split}.json') for split,rows in read_tree(root).items() if rows]
+    lists = {Path(folder)/f'{split}.json': rows for split,rows in read_tree(root).items() if rows}
+    # both or none: a half that was refused must not leave the other one behind
+    for path,rows in lists.items(): check_meta(rows, path)
+    return [write_meta(rows, path) for path,rows in lists.items()]
 
 def read_split(
     path, # JSON lines (.json, .jsonl), VisA's table (.csv), or an MVTec tree
@@ -212,7 +223,7 @@ def read_split(
 )->list: # `ImageRecord`s
     "One half of a data set, whatever describes it"
     if split not in ('train', 'test'): raise ConfigError(f"split: '{split}' is unknown; use train or test")
-    if Path(path).is_dir(): return read_tree(path)[split]
+    if Path(path).is_dir(): return read_tree(path, split=='train')[split]
     return read_visa(path)[split] if Path(path).suffix.lower()=='.csv' else read_meta(path)
 
 # %% ../../nbs/data/16_mvtec.ipynb #1b2edfb9
@@ -339,7 +350,8 @@ def read_sample(
         if drawn.size!=im.size: raise DataError(f'{at}: {mask_path} is {drawn.width}x{drawn.height}, its image {image_path} is {im.width}x{im.height}; a mask has the size of its image')
         full = binary_mask(drawn, f'{at}: {mask_path}')
         if full.any()!=bool(record.label): raise DataError(f"{at}: {mask_path} marks {'a defect, but its image is listed as good' if full.any() else 'nothing, but its image is listed as defective'}; correct the label or the mask, or leave maskname out")
-        mask = torch.from_numpy(np.array(to_size(Image.fromarray(full), size, mask=True)))
+        # the array of a one-bit image holds truth values whose bytes are not 0 and 1
+        mask = torch.from_numpy(np.array(to_size(Image.fromarray(full.astype(np.uint8)), size, mask=True))>0)
     pixels = torch.from_numpy(np.array(to_size(to_rgb(im, f'{record.where}, filename: {image_path}'), size))).permute(2, 0, 1).contiguous()
     return dict(image=pixels, mask=mask, has_mask=torch.tensor(mask_path is not None or not record.label), label=torch.tensor(record.label), original=torch.tensor([im.height, im.width]), name=record.name)
 

@@ -32,7 +32,8 @@ def _runs(
 )->tuple[np.ndarray,np.ndarray,int]: # component and length of each run of a row, in raster order, (r,) each; number of components
     "8-connected runs"
     width = mask.shape[1]+1                                                        # an empty column keeps the end of a row from the start of the next
-    edge = np.diff(np.pad(mask, ((0, 0), (0, 1))).ravel().view(np.int8), prepend=np.int8(0))
+    # truth values from elsewhere may be other bytes than 0 and 1
+    edge = np.diff(np.pad(mask.view(np.uint8)!=0, ((0, 0), (0, 1))).ravel().view(np.int8), prepend=np.int8(0))
     start,end = np.flatnonzero(edge==1),np.flatnonzero(edge==-1)
     first,stop = np.searchsorted(end, start+width),np.searchsorted(start, end+width, 'right')   # the runs below that touch
     n = np.maximum(stop-first, 0)

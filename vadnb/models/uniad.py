@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'ACTIVATIONS', 'feature_size', 'MFCN', 'FeatureJitter', 'LearnedPosition', 'SinePosition',
-           'neighbor_mask', 'fast_dropout', 'Dropout', 'linear', 'Linear', 'hidden_score', 'NeighborAttention', 'relu',
+           'neighbor_mask', 'fast_dropout', 'Dropout', 'linear', 'Linear', 'hidden_score', 'NeighborAttention',
            'EncoderLayer', 'DecoderLayer', 'anomaly_map', 'UniAD', 'read_reference', 'conv_norm_pairs', 'SameConv',
            'PointConv', 'rewrite', 'Backbone']
 
@@ -167,15 +167,22 @@ class _Product(torch.autograd.Function):
         return (_product(g, w.t(), None, 'none', [], '') if need_x else None,
             _product(rows.t(), x.flatten(0, -2).t(), None, 'none', [], '') if need_w else None, rows.sum(0) if need_b else None)
 
-# %% ../../nbs/models/26_uniad.ipynb #243f31dd
+# %% ../../nbs/models/26_uniad.ipynb #1419f847
+ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu, 'silu': F.silu}
+_FUSED = {None: ('none', ''), 'relu': ('relu', ''), 'gelu': ('gelu', 'none'), 'silu': ('swish', '')} # how oneDNN's operation calls them
+
 def linear(
     x:Tensor, # (..., in)
     w:Tensor, # (out, in)
     b:Tensor|None=None, # (out,)
+    activation:str|None=None, # one of `ACTIVATIONS`, of the result
 )->Tensor: # (..., out)
-    "`F.linear`, by oneDNN where that is faster"
-    if not _use_onednn(x, w): return F.linear(x, w, b)
-    return _Product.apply(x, w, b) if torch.is_grad_enabled() else _product(x, w, b, 'none', [], '')
+    "`F.linear` and an activation, by oneDNN where that is faster, and then in one go where no gradient is asked for"
+    if _use_onednn(x, w):
+        if not torch.is_grad_enabled(): return _product(x, w, b, _FUSED[activation][0], [], _FUSED[activation][1])
+        y = _Product.apply(x, w, b)
+    else: y = F.linear(x, w, b)
+    return ACTIVATIONS[activation](y) if activation else y
 
 class Linear(nn.Linear):
     "`nn.Linear`, by oneDNN where that is faster"
@@ -223,18 +230,15 @@ class NeighborAttention(nn.Module):
         return self.out_proj(res.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/models/26_uniad.ipynb #c5176877
-def relu(x:Tensor)->Tensor: return F.relu(x, inplace=not x.requires_grad) # in place where nothing has to remember what came in
-ACTIVATIONS = {'relu': relu, 'gelu': F.gelu}
-
 class _Layer(nn.Module):
     "What encoder and decoder layers share: residual sum and feed-forward"
     def __init__(self, width, hidden, dropout, activation, pre_norm, norms):
         super().__init__()
-        self.activation,self.pre_norm = ACTIVATIONS[activation],pre_norm
+        self.activation,self.pre_norm = activation,pre_norm
         self.linear1,self.linear2,self.drop = Linear(width, hidden),Linear(hidden, width),Dropout(dropout)
         for i in range(norms): self.add_module(f'norm{i+1}', nn.LayerNorm(width))
     def residual(self, x, norm, f): return x+self.drop(f(norm(x))) if self.pre_norm else norm(x+self.drop(f(x)))
-    def feed_forward(self, x): return self.linear2(self.drop(self.activation(self.linear1(x))))
+    def feed_forward(self, x): return self.linear2(self.drop(linear(x, self.linear1.weight, self.linear1.bias, self.activation)))
 
 class EncoderLayer(_Layer):
     "Neighbour-masked self-attention, then feed-forward"
@@ -243,7 +247,7 @@ class EncoderLayer(_Layer):
         heads:int, # of attention
         hidden:int, # width of the feed-forward
         dropout:float=0.1, # on attention weights, inside the feed-forward and before each sum
-        activation:str='relu', # or gelu
+        activation:str='relu', # or gelu, silu
         pre_norm:bool=False, # normalise before, not after
     ):
         super().__init__(width, hidden, dropout, activation, pre_norm, 2)
@@ -265,7 +269,7 @@ class DecoderLayer(_Layer):
         heads:int, # of attention
         hidden:int, # width of the feed-forward
         dropout:float=0.1, # as in `EncoderLayer`
-        activation:str='relu', # or gelu
+        activation:str='relu', # or gelu, silu
         pre_norm:bool=False, # normalise queries and feed-forward input before, not after
     ):
         super().__init__(width, hidden, dropout, activation, pre_norm, 3)
@@ -311,7 +315,7 @@ class UniAD(nn.Module):
         num_decoder_layers:int=4, # at least 1
         dim_feedforward:int=1024, # width of the feed-forward
         dropout:float=0.1, # everywhere
-        activation:str='relu', # or gelu
+        activation:str='relu', # or gelu, silu
         normalize_before:bool=False, # pre-norm
         pos_embed_type:str='learned', # or sine
         neighbor_size=(7,7), # hidden window (height, width), tokens
@@ -423,7 +427,7 @@ def conv_norm_pairs(
         if len(to)==1 and once(conv, made) and once(to[0], taken) and isinstance(net.get_submodule(to[0]), nn.BatchNorm2d): res.append((conv, to[0]))
     return res
 
-# %% ../../nbs/models/26_uniad.ipynb #ffd42db4
+# %% ../../nbs/models/26_uniad.ipynb #36a55cc3
 class SameConv(nn.Module):
     "A convolution with TensorFlow's padding, without a padded copy of its input"
     def __init__(self,
@@ -437,17 +441,19 @@ class SameConv(nn.Module):
         return F.conv2d(x, F.pad(c.weight, (wide%2, 0, high%2, 0)), c.bias, c.stride, ((high+1)//2, (wide+1)//2), 1, c.groups)
 
 class PointConv(nn.Module):
-    "A 1×1 convolution as one product over all pixels"
+    "A 1×1 convolution as one product over all pixels, and the activation behind it"
     def __init__(self,
         conv:nn.Conv2d, # kernel and stride 1, one group, not padded
+        activation:str|None=None, # one of `ACTIVATIONS`
     ):
         super().__init__()
-        self.conv = conv
+        self.conv,self.activation = conv,activation
     def forward(self, x):
         w,pixels = self.conv.weight.flatten(1),x.permute(0, 2, 3, 1)
-        return linear(pixels, w, self.conv.bias).permute(0, 3, 1, 2) if x.shape[-2:]!=(1,1) and _use_onednn(pixels, w) else self.conv(x)
+        if _use_onednn(pixels, w): return linear(pixels, w, self.conv.bias, self.activation).permute(0, 3, 1, 2)
+        return ACTIVATIONS[self.activation](self.conv(x)) if self.activation else self.conv(x)
 
-# %% ../../nbs/models/26_uniad.ipynb #62a82bfc
+# %% ../../nbs/models/26_uniad.ipynb #019ec24c
 def _rewritten(net, pairs, cpu):
     "A copy with batch norm folded, and on a CPU with the two cheaper convolutions"
     res = copy.deepcopy(net)
@@ -457,10 +463,15 @@ def _rewritten(net, pairs, cpu):
         # timm's norms bring their activation
         res.set_submodule(norm, nn.Sequential(*(m for m in bn.children() if not isinstance(m, nn.Identity))))
     if cpu:
+        behind = dict(pairs)
         for name,m in list(res.named_modules()):
             if not isinstance(m, nn.Conv2d) or set(m.dilation)!={1}: continue
             if type(m).__name__=='Conv2dSame': res.set_submodule(name, SameConv(m))
-            elif type(m) is nn.Conv2d and m.kernel_size==m.stride==(1,1) and m.groups==1 and m.padding in ((0,0), 'valid'): res.set_submodule(name, PointConv(m))
+            elif type(m) is nn.Conv2d and m.kernel_size==m.stride==(1,1) and m.groups==1 and m.padding in ((0,0), 'valid'):
+                act = [*res.get_submodule(behind[name])] if name in behind else []
+                fused = {nn.SiLU: 'silu', nn.ReLU: 'relu'}.get(type(act[0])) if len(act)==1 else None
+                res.set_submodule(name, PointConv(m, fused))
+                if fused: res.set_submodule(behind[name], nn.Identity())
         res.to(memory_format=torch.channels_last)
     return res.requires_grad_(False).eval()
 

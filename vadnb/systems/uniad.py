@@ -113,6 +113,7 @@ class Config(RunConfig):
             if not holds: raise ConfigError(f"'{section}.{key}' must be {says}, found {getattr(getattr(self, section), key)!r}")
         if m.weights and m.start=='data': raise ConfigError("'model.start' is data and 'model.weights' is set, which would be shifted and scaled away; set one of them")
         if not m.pretrained and m.backbone_weights: raise ConfigError("'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them")
+        if self.train.on_bad_sample=='skip' and (d.cache in ('memory', 'disk') or m.start=='data'): raise ConfigError(f"'train.on_bad_sample' is skip, and {'data.cache '+d.cache if d.cache in ('memory', 'disk') else 'model.start data'} has to read every image before training; set 'data.cache' to off and 'model.start' to xavier, or repair the images")
         if d.cache not in ('auto', 'disk') and d.cache_folder: raise ConfigError(f"'data.cache_folder' is set but 'data.cache' is {d.cache}, so nothing would be written there; remove one of them")
         for key,check in (('data.size', lambda: feature_size(d.size, m.outstride)), ('model.neighbor_size', lambda: any(m.neighbor_masks) and neighbor_mask(feature_size(d.size, m.outstride), m.neighbor_size))):
             # the parts name their own arguments; a user knows keys
@@ -171,7 +172,10 @@ class UniADSystem(System):
         self.criterion = Criterion(cfg.loss.criterion)
         for k in ('mean', 'std'): self.register_buffer(k, 255*torch.tensor(getattr(self.backbone, k))[:,None,None], persistent=False)
         self.architecture = dict(backbone=m.backbone, stored=not m.pretrained, digest=self.backbone.digest(), classes=(architecture or {}).get('classes'))
-        self.unused_weights = self.head.load_reference(read_weights(m.weights)) if m.weights and not architecture else []
+        self.unused_weights = []
+        if m.weights and not architecture:
+            try: self.unused_weights = self.head.load_reference(read_weights(m.weights))
+            except CheckpointError as e: raise CheckpointError(str(e).replace('state dict: ', f'{m.weights}: ', 1)) from None
         if m.pretrained:
             self.register_state_dict_post_hook(without_backbone)
             self.register_load_state_dict_post_hook(backbone_is_there)
@@ -179,6 +183,9 @@ class UniADSystem(System):
     def collate(self, items): return collate(items)
     def load_reference(self, weights): return self.head.load_reference(weights)
     def graph(self): return Map(self.head), (torch.zeros(1, sum(self.backbone.channels), *self.head.feature_size),)
+    def check_architecture(self, known, where):
+        "A head belongs to the features it was trained on"
+        if known['digest']!=self.architecture['digest']: raise CheckpointError(f"{where}: this run was trained with a backbone of digest {known['digest']} ({known['backbone']}), the present one has {self.architecture['digest']} ({self.architecture['backbone']}); give the weights it came from with --model.backbone_weights, the seed it was drawn with, or another --name")
     def health_checks(self): return [c() for c in (CopyingCheck, BackboneCheck, ProtocolCheck, UnmaskedCheck, StartCheck)]
 
 # the signatures are torch's
@@ -221,23 +228,32 @@ def param_groups(self:UniADSystem):
 
 # %% ../../nbs/systems/62_uniad.ipynb #6798ee9d
 @patch
-def records(self:UniADSystem):
-    "Good records to learn from, records to be tested with, and the folders they lie in. Raises `DataError`"
+def sources(self:UniADSystem):
+    "Where training and test images are described. Raises `DataError` when nothing is there"
     d,root = self.cfg.data, Path(self.cfg.data_root)
     source = root/d.train
-    below = lambda p: p if p.is_dir() else root
-    if not source.exists(): raise DataError(f"{source}: no such list of images; name one with --data.train: JSON lines, VisA's table, an MVTec tree ('.' when data_root is one), or a folder that holds `good`")
-    if (source/'good').is_dir() and not (source/'train').is_dir(): train,test = hold_out(read_folder(source), d.folder_test, self.cfg.seed)
-    else:
-        train = read_split(source, 'train')
-        test = [] if d.test or source.is_file() and source.suffix.lower()!='.csv' else read_split(source, 'test')
-    place = below(root/d.test) if d.test else below(source)
-    if d.test: test = read_split(root/d.test, 'test')
-    train = choose_classes(train, d.classes)
-    test = [r for r in test if d.classes is None or r.cls in d.classes]
-    # the same images under two roots have different names, and would not be told apart
-    if place==below(source) or not test: check_split(train, test)
-    return train, test, below(source), place
+    if not source.exists() and not d.test: raise DataError(f"{source}: no such list of images; name one with --data.train: JSON lines, VisA's table, an MVTec tree ('.' when data_root is one), or a folder that holds `good`")
+    # JSON lines hold one half only
+    return source, root/d.test if d.test else source if source.is_dir() or source.suffix.lower()=='.csv' else None
+
+@patch
+def half(self:UniADSystem, source, split):
+    "The records of one half, the chosen classes of them, and the folder that their names start from"
+    d = self.cfg.data
+    if (source/'good').is_dir() and not (source/'train').is_dir(): found = hold_out(read_folder(source), d.folder_test, self.cfg.seed)[split=='test']
+    else: found = read_split(source, split)
+    chosen = choose_classes(found, d.classes) if split=='train' else [r for r in found if d.classes is None or r.cls in d.classes]
+    return chosen, source if source.is_dir() else Path(self.cfg.data_root)
+
+@patch
+def records(self:UniADSystem):
+    "Good records to learn from, records to be tested with, and the folders they lie in. Raises `DataError`"
+    source,other = self.sources()
+    train,root = self.half(source, 'train')
+    test,place = self.half(other, 'test') if other else ([], None)
+    # the same images under two roots have different names, and could not be told to be the same
+    if place in (root, None): check_split(train, test)
+    return train, test, root, place
 
 @patch
 def images(self:UniADSystem, records, root, **augmentation):
@@ -260,11 +276,13 @@ def datasets(self:UniADSystem):
 
 @patch
 def valid_data(self:UniADSystem):
-    "The test images, which `vadnb eval` asks for; without any, the held-out ones"
-    train,test,root,place = self.records()
-    self.architecture['classes'] = self.architecture['classes'] or class_names(train)
-    if test: self.valid = self.images(test, place)
-    else: self.valid = PlantedDefects(self.images(hold_out(train, self.cfg.data.hold_out, self.cfg.seed)[1], root), self.cfg.seed)
+    "The test images, which `vadnb eval` asks for, without a look at the training images; without any, the held-out ones"
+    source,other = self.sources()
+    test,place = self.half(other, 'test') if other else ([], None)
+    if not test or not self.architecture['classes']:
+        train,root = self.half(source, 'train')
+        self.architecture['classes'] = self.architecture['classes'] or class_names(train)
+    self.valid = self.images(test, place) if test else PlantedDefects(self.images(hold_out(train, self.cfg.data.hold_out, self.cfg.seed)[1], root), self.cfg.seed)
     return self.valid
 
 # %% ../../nbs/systems/62_uniad.ipynb #41164847
@@ -298,6 +316,9 @@ def say(self:UniADSystem, text):
 def keep(self:UniADSystem, data, what):
     "A data set with its images replaced by features, where the configuration and the machine allow it"
     d,show = self.cfg.data, self.cfg.train.progress and sys.stderr.isatty()
+    if d.cache=='auto' and self.cfg.train.on_bad_sample=='skip':
+        self.say(f'{what}: feature cache: off, because train.on_bad_sample is skip, and a cache needs every image')
+        return data
     if d.cache!='off' and not data.augmented: self.to(pick_device(self.cfg.train.device))
     place = None if d.cache in ('memory', 'off') else d.cache_folder or str(Path(self.cfg.runs)/'features')
     return cached(data, self.encode, self.cache_key(), d.cache, place, d.cache_gb, lambda text: self.say(f'{what}: {text}'), self.cfg.score.batch_size,

@@ -30,6 +30,7 @@ from ..core import DataError
 from ..core import VadnbError
 from ..core import did_you_mean
 from ..core import pick_device
+from ..core import read_json
 from ..core import read_jsonl
 from ..core import read_yaml
 from ..core import set_seed
@@ -86,6 +87,7 @@ class System(nn.Module):
 
     def forward(self, batch): return self.loss(batch)     # DDP and torch.compile wrap `forward`
     def collate(self, items): return torch.utils.data.default_collate(items)
+    def check_architecture(self, known, where): "Raise `CheckpointError` when `known`, the architecture of the run whose checkpoint is about to be loaded from `where`, is another one"
     def after_step(self): "Called after each optimizer step, for constraints such as a clamp"
     def health_checks(self): "→ checks of this system beside the general ones"; return []
     def gradient_checkpointing(self): raise ConfigError(f"'train.gradient_checkpointing' is not available for {type(self).__name__}; set it to false")
@@ -539,7 +541,8 @@ def state(self:Learner, own):
 @patch
 def restore(self:Learner, folder, anew=()):
     "Continue from a checkpoint folder, callbacks named in `anew` excepted; returns what is different from the run that wrote it"
-    self.source = Path(folder)
+    self.source,known = Path(folder), Path(folder).parent.parent/'architecture.json'
+    if known.is_file(): self.system.check_architecture(read_json(known, CheckpointError), known)
     state = read_part(folder, 'state')
     self.step,self.skipped = state['step'], state['skipped']
     load_weights(self.system, read_part(folder, 'model'), f'{folder}/model.safetensors')
