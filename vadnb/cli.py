@@ -281,12 +281,13 @@ def lr_find(
     for k,v in found['suggestions'].items(): print(f'{k:8} --optim.lr {v:.2e}')
     print(f'curve: {out}.png, numbers: {out}.json')
 
-# %% ../nbs/70_cli.ipynb #cc922a77
+# %% ../nbs/70_cli.ipynb #ea3df888
 @command
 def pictures(
     run:str='', # run folder of uniad
     which:str='best', # checkpoint: best, last or step-000100
     steps:int=300, # of the small decoder that turns features into images
+    most:int=8, # images shown, of as many classes as have room
     overrides:list=(), # configuration keys, such as --data_root FOLDER
 ):
     "Make visible what a uniad model rebuilds and what its queries ask for; the report is written anew"
@@ -294,7 +295,8 @@ def pictures(
     from vadnb.systems.uniad_pictures import write_pictures
     from vadnb.train.report import write_report
     if steps<1: raise ConfigError(f"command line: '--steps' must be 1 or more, found {steps}")
-    for path in write_pictures(needed('run', run), which, steps, overrides=list(overrides)): print(path)
+    from tqdm.auto import tqdm
+    for path in write_pictures(needed('run', run), which, steps, most, list(overrides), lambda x: tqdm(x, desc='decoder', unit='step', file=sys.stderr, disable=not sys.stderr.isatty())): print(path)
     print(f'report: {write_report(run)}')
 
 # %% ../nbs/70_cli.ipynb #503d0250
@@ -339,7 +341,7 @@ def convert(
         found = c.from_ucf_annotation(source) if what=='ucf-annotation' else c.from_xd_annotation(source, c.read_normal(normal) if normal else ())
         print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['segments']) for v in found.values())} segments, frames half-open")
 
-# %% ../nbs/70_cli.ipynb #8eae0e67
+# %% ../nbs/70_cli.ipynb #c810277c
 def ended(run):
     "How a run ended by the last row of its log: done, stopped, failed, or '' where it did not"
     from vadnb.core import read_jsonl
@@ -372,7 +374,7 @@ def making(what):
     from tqdm.auto import tqdm
     return lambda x: tqdm(x, desc=f'making {what}', unit=what.removesuffix('s'), file=sys.stderr, disable=not sys.stderr.isatty())
 
-# %% ../nbs/70_cli.ipynb #d50ea9ad
+# %% ../nbs/70_cli.ipynb #1380a40b
 def street_demo(cfg):
     "fgclip in a synthetic street; the checkpoint is chosen on validation videos, what is shown are test videos, with the truth in UCF-Crime's own format"
     from vadnb.data.synth import street_world
