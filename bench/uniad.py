@@ -1,5 +1,5 @@
 "What image anomaly detection costs: a training step against the head as UniAD is published, one image against its bare backbone, an epoch from cached features against one from files"
-import random, tempfile, time
+import json, random, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median
 import numpy as np, timm, torch
@@ -93,7 +93,7 @@ def training_row(rounds=7):
                 detail=dict(zip(('vadnb_ms', 'published_ms'), ms(a, b)), parameters=parameters[0], threads=torch.get_num_threads(), rounds=rounds))
 
 @torch.no_grad()
-def inference_row(rounds=30):
+def inference(rounds=40):
     torch.manual_seed(0)
     see,head = Seeing(),UniAD().eval()
     bare = timm.create_model('tf_efficientnet_b4', features_only=True, pretrained=False, out_indices=(0,1,2,3)).eval().requires_grad_(False)
@@ -104,6 +104,12 @@ def inference_row(rounds=30):
     return dict(work=f'anomaly map of one {SIDE}-px image from a b4 backbone, against the bare pruned backbone as timm builds it', ratio=whole/theirs, limit=1.1,
                 detail=dict(zip(('vadnb_ms', 'bare_backbone_ms', 'our_backbone_and_neck_ms', 'head_and_map_ms'), ms(whole, theirs, seeing, rebuilding)), folded=see.backbone.running()[1], threads=torch.get_num_threads(), rounds=rounds))
 
+def inference_row():
+    "In a process of its own, as a prediction is: how much of its memory a process must first ask the system for depends on what it did before"
+    done = subprocess.run([sys.executable, '-c', 'import json; from bench.uniad import inference; print(json.dumps(inference()))'], cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True)
+    if done.returncode: raise RuntimeError(f'inference: {done.stderr.strip().splitlines()[-1]}')
+    return json.loads(done.stdout.splitlines()[-1])
+
 def write_images(folder):
     "One class of smooth, grainy pictures, as large on disk as photographs are"
     rng = np.random.default_rng(0)
@@ -113,7 +119,7 @@ def write_images(folder):
             smooth = Image.fromarray(rng.integers(40, 215, (32, 32, 3), dtype=np.uint8)).resize((FILE_SIDE, FILE_SIDE), Image.BICUBIC)
             Image.fromarray((np.asarray(smooth, np.float32)+rng.normal(0, 4, (FILE_SIDE, FILE_SIDE, 3))).clip(0, 255).astype(np.uint8)).save(folder/'cloth'/split/'good'/f'{i:03}.png')
 
-def epoch_rows(rounds=3):
+def epoch_rows(rounds=5):
     torch.manual_seed(0)
     see,trainer = Seeing(),Trainer(UniAD())
     with tempfile.TemporaryDirectory() as folder:

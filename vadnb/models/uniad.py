@@ -141,7 +141,7 @@ class Dropout(nn.Module):
         self.p = p
     def forward(self, x): return fast_dropout(x, self.p) if self.training else x
 
-# %% ../../nbs/models/26_uniad.ipynb #5ea76f14
+# %% ../../nbs/models/26_uniad.ipynb #5c021d70
 # the operation behind compiled linear layers; a build of torch without it does everything with F.linear
 _product = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
 
@@ -167,7 +167,7 @@ class _Product(torch.autograd.Function):
         return (_product(g, w.t(), None, 'none', [], '') if need_x else None,
             _product(rows.t(), x.flatten(0, -2).t(), None, 'none', [], '') if need_w else None, rows.sum(0) if need_b else None)
 
-# %% ../../nbs/models/26_uniad.ipynb #1419f847
+# %% ../../nbs/models/26_uniad.ipynb #138494c4
 ACTIVATIONS = {'relu': F.relu, 'gelu': F.gelu, 'silu': F.silu}
 _FUSED = {None: ('none', ''), 'relu': ('relu', ''), 'gelu': ('gelu', 'none'), 'silu': ('swish', '')} # how oneDNN's operation calls them
 
@@ -406,7 +406,7 @@ def load_reference(self:UniAD,
         raise CheckpointError(f'{source}: holds {len(deeper)} tensors more than this model, {deeper[0]} among them; set num_encoder_layers, num_decoder_layers and normalize_before as it was trained')
     return copy_weights(own, held, str(source))
 
-# %% ../../nbs/models/26_uniad.ipynb #11282276
+# %% ../../nbs/models/26_uniad.ipynb #4ab900c2
 def conv_norm_pairs(
     net:nn.Module, # in evaluation
     x:Tensor, # an input
@@ -427,7 +427,7 @@ def conv_norm_pairs(
         if len(to)==1 and once(conv, made) and once(to[0], taken) and isinstance(net.get_submodule(to[0]), nn.BatchNorm2d): res.append((conv, to[0]))
     return res
 
-# %% ../../nbs/models/26_uniad.ipynb #36a55cc3
+# %% ../../nbs/models/26_uniad.ipynb #9b7140d9
 class SameConv(nn.Module):
     "A convolution with TensorFlow's padding, without a padded copy of its input"
     def __init__(self,
@@ -453,7 +453,7 @@ class PointConv(nn.Module):
         if _use_onednn(pixels, w): return linear(pixels, w, self.conv.bias, self.activation).permute(0, 3, 1, 2)
         return ACTIVATIONS[self.activation](self.conv(x)) if self.activation else self.conv(x)
 
-# %% ../../nbs/models/26_uniad.ipynb #019ec24c
+# %% ../../nbs/models/26_uniad.ipynb #4bf05b63
 def _rewritten(net, pairs, cpu):
     "A copy with batch norm folded, and on a CPU with the two cheaper convolutions"
     res = copy.deepcopy(net)
@@ -526,7 +526,7 @@ class Backbone(nn.Module):
         maps = net(x.contiguous(memory_format=torch.channels_last) if n and x.device.type=='cpu' else x)
         return [m.permute(0, 3, 1, 2) for m in maps] if getattr(self.net, 'output_fmt', 'NCHW')=='NHWC' else list(maps)
 
-# %% ../../nbs/models/26_uniad.ipynb #1db244f8
+# %% ../../nbs/models/26_uniad.ipynb #c783c9d8
 @patch
 def running(self:Backbone)->tuple: # (network, batch norms that are part of a convolution; 0: timm's network as it is)
     "The network behind `forward`"
