@@ -10,7 +10,7 @@ from test_uniad_golden import layout, official
 from toy_system import FailAt, StopAt, curve, differences, rows
 from vadnb.core import CheckpointError, DataError, read_json
 from vadnb.data.defects import texture_world
-from vadnb.data.mvtec import AnomalyImages, read_tree, write_tree_meta
+from vadnb.data.mvtec import AnomalyImages, read_tree, write_meta, write_tree_meta
 from vadnb.metrics.pixel_anomaly import SEVEN, image_scores, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
 from vadnb.systems.uniad import UniADSystem
@@ -699,3 +699,28 @@ def test_nothing_is_half_converted(copy, tmp_path):
     (tmp_path/'lists').mkdir(); (tmp_path/'lists'/'test.json').write_text('mine')
     refuse('convert', 'image-tree', copy, tmp_path/'lists')
     assert not (tmp_path/'lists'/'train.json').exists()
+
+def test_thresholds_are_for_the_score_they_were_set_with(run, world, tmp_path):
+    err = refuse('predict', world/'dots'/'test', '--run', run, '--out', tmp_path/'out', '--score.image_score', 'std')
+    assert 'score.image_score' in err and not (tmp_path/'out').exists()
+    code,out,err = vadnb('eval', '--run', run, '--data_root', world, '--out', tmp_path/'eval.json', '--score.image_score', 'std')
+    assert code==0 and 'detection_rate' not in read_json(tmp_path/'eval.json')['metrics']
+
+def test_defects_in_the_training_list_are_refused_whatever_the_test_set_is(world, tmp_path):
+    tree = read_tree(world)
+    write_meta(tree['train']+tree['test'][-1:], tmp_path/'list.json')
+    shutil.copytree(world, tmp_path/'copy')
+    shutil.copy(tmp_path/'list.json', tmp_path/'copy'/'list.json')
+    err = refuse('train', '--config', 'uniad_demo', *words(tmp_path/'copy', tmp_path, 'run', '--data.train', 'list.json', '--data.test', '.'))
+    assert 'is defective and in the training list' in err
+
+def test_a_metric_that_cannot_be_is_told_before_training(copy, tmp_path):
+    for c in copy.iterdir(): shutil.rmtree(c/'ground_truth', ignore_errors=True)
+    err = refuse('train', '--config', 'uniad_demo', *words(copy, tmp_path, 'run', '--data.protocol', 'paper'))
+    assert 'train.metric' in err and 'image_auroc' in err and not (tmp_path/'run'/'checkpoints').exists()
+
+def test_a_class_without_test_images_is_told(run, copy, tmp_path):
+    shutil.rmtree(copy/'dots'/'test'); shutil.rmtree(copy/'dots'/'ground_truth')
+    with pytest.warns(UserWarning, match='no image of dots'):
+        system,_ = load_run(run, overrides=['--data_root', str(copy)])
+        system.valid_data()

@@ -164,12 +164,14 @@ def image_class_rows(
 )->list: # lines; none where there are no classes of images
     "A table of classes: images, the seven metrics and their mean; then the mean over classes, and all images in one heap"
     heads = dict(image_auroc='I-AUROC', image_ap='I-AP', image_f1max='I-F1max', pixel_auroc='P-AUROC', pixel_ap='P-AP', pixel_f1max='P-F1max', aupro='AUPRO', mad='mAD')
-    names = list(dict.fromkeys(k.split('/')[1] for k in metrics if k.startswith('class/')))
+    names = [k[6:-7] for k in metrics if k.startswith('class/') and k.endswith('/images')]
     cells = lambda start, last: [*last, *(f'{metrics[start+k]:.3f}' if start+k in metrics else '' for k in heads)]
     count = lambda start: [f"{metrics[start+'images']-metrics[start+'defective']:.0f}+{metrics[start+'defective']:.0f}"]
     rows = [[n, *cells(f'class/{n}/', count(f'class/{n}/'))] for n in names]
     if not rows: return []
-    return aligned([['class', 'good+bad', *heads.values()], *rows, ['mean', *cells('', [''])], ['pooled', *cells('pooled/', count('pooled/'))]])
+    lost = metrics.get('pooled/without_mask', 0)
+    said = [f'{lost:.0f} defective images have no mask: they count in image metrics (I-) and are left out of the others'] if lost else []
+    return aligned([['class', 'good+bad', *heads.values()], *rows, ['mean', *cells('', [''])], ['pooled', *cells('pooled/', count('pooled/'))]])+said
 
 def print_metrics(metrics):
     "Print metrics as tables"

@@ -24,6 +24,7 @@ from ..data.defects import PlantedDefects
 from ..data.mvtec import AnomalyImages, check_split, choose_classes, class_names, collate, hold_out, open_image, read_folder, read_split, to_rgb, to_size
 from ..losses.reconstruction import Criterion, criterion_rows
 from ..metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, pixel_metrics
+from ..metrics.video_anomaly import MetricWarning
 from ..models.uniad import MFCN, Backbone, UniAD, feature_size, neighbor_mask, read_reference
 from .image_prediction import Calibration, Case, ImagePrediction, ImagePredictions, case_sheet, enlarge, list_inputs, panels, telling_cases
 from ..train.feature_cache import CachedFeatures, cached
@@ -36,6 +37,7 @@ from ..train.optim import warmup_steps
 class DataConfig:
     "Which images, and what is held back of them"
     train:str = 'train.json' # good images, relative to data_root: official JSON lines, VisA's table (.csv), an MVTec tree, or a folder that holds `good` and defective images
+    good:str = 'good' # folder of the good images in a plain folder
     test:str|None = None # test images in the same forms; null takes the test half of a table, tree or folder, and none of JSON lines
     classes:list[str]|None = None # classes that take part; null takes all
     size:list[int] = field(default_factory=lambda: [224, 224]) # height and width in pixels; images are squashed, never cropped
@@ -115,7 +117,7 @@ class Config(RunConfig):
         if not m.pretrained and m.backbone_weights: raise ConfigError("'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them")
         if self.train.on_bad_sample=='skip' and (d.cache in ('memory', 'disk') or m.start=='data'): raise ConfigError(f"'train.on_bad_sample' is skip, and {'data.cache '+d.cache if d.cache in ('memory', 'disk') else 'model.start data'} has to read every image before training; set 'data.cache' to off and 'model.start' to xavier, or repair the images")
         if d.cache not in ('auto', 'disk') and d.cache_folder: raise ConfigError(f"'data.cache_folder' is set but 'data.cache' is {d.cache}, so nothing would be written there; remove one of them")
-        for key,check in (('data.size', lambda: feature_size(d.size, m.outstride)), ('model.neighbor_size', lambda: any(m.neighbor_masks) and neighbor_mask(feature_size(d.size, m.outstride), m.neighbor_size))):
+        for key,check in (*(('data.size', lambda s=s: feature_size(d.size, s)) for s in (m.outstride, *m.strides)), ('model.neighbor_size', lambda: any(m.neighbor_masks) and neighbor_mask(feature_size(d.size, m.outstride), m.neighbor_size))):
             # the parts name their own arguments; a user knows keys
             try: check()
             except ConfigError as e: raise ConfigError(f"'{key}': {str(e).split(': ', 1)[1]}") from None
@@ -205,7 +207,7 @@ def encode(self:UniADSystem,
     images, # (B, 3, H, W) uint8, anywhere
 ): # (B, C, h, w) float32 on the system's device
     "Frozen features of images"
-    with torch.autocast(self.mean.device.type, enabled=False):
+    with torch.autocast(self.mean.device.type, enabled=False), torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=torch.backends.cudnn.benchmark, deterministic=torch.backends.cudnn.deterministic, allow_tf32=False):
         x = images.to(self.mean.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         return self.neck(self.backbone(x)).float()
 
@@ -240,7 +242,7 @@ def sources(self:UniADSystem):
 def half(self:UniADSystem, source, split):
     "The records of one half, the chosen classes of them, and the folder that their names start from"
     d = self.cfg.data
-    if (source/'good').is_dir() and not (source/'train').is_dir(): found = hold_out(read_folder(source), d.folder_test, self.cfg.seed)[split=='test']
+    if (source/d.good).is_dir() and not (source/'train').is_dir(): found = hold_out(read_folder(source, d.good), d.folder_test, self.cfg.seed)[split=='test']
     else: found = read_split(source, split)
     chosen = choose_classes(found, d.classes) if split=='train' else [r for r in found if d.classes is None or r.cls in d.classes]
     return chosen, source if source.is_dir() else Path(self.cfg.data_root)
@@ -251,8 +253,12 @@ def records(self:UniADSystem):
     source,other = self.sources()
     train,root = self.half(source, 'train')
     test,place = self.half(other, 'test') if other else ([], None)
-    # the same images under two roots have different names, and could not be told to be the same
-    if place in (root, None): check_split(train, test)
+    check_split(train, test if place in (root, None) else [])
+    # the same image has two names below two roots
+    if place not in (root, None):
+        known = {(root/r.name).resolve() for r in train}
+        for r in test:
+            if (place/r.name).resolve() in known: raise DataError(f"{r.where}, filename: '{r.name}' is a training image too; take it out of one list")
     return train, test, root, place
 
 @patch
@@ -268,6 +274,9 @@ def datasets(self:UniADSystem):
     train,test,root,place = self.records()
     self.architecture['classes'] = class_names(train)
     if d.protocol=='paper' and not test: raise ConfigError("'data.protocol' is paper, which chooses on the test set, and there is none; name it with data.test, or use held_out")
+    self.unmasked = [r.name for r in test if r.label and r.mask is None]
+    metric = self.cfg.train.metric or self.metric
+    if d.protocol=='paper' and not metric.startswith('image') and len(self.unmasked)==sum(r.label for r in test): raise ConfigError(f"'train.metric' is {metric}, and no defective image of the test set has a mask, so it is not defined; use --train.metric image_auroc")
     if d.protocol=='held_out': train,held = hold_out(train, d.hold_out, self.cfg.seed)
     self.train_data = self.keep(self.images(train, root, hflip=d.hflip, vflip=d.vflip, rotate=d.rotate), 'training')
     if self.cfg.model.start=='data': self.start_from_data()
@@ -282,6 +291,7 @@ def valid_data(self:UniADSystem):
     if not test or not self.architecture['classes']:
         train,root = self.half(source, 'train')
         self.architecture['classes'] = self.architecture['classes'] or class_names(train)
+    if test and (lost := sorted({*self.architecture['classes']}-{r.cls for r in test}) if self.cfg.data.classes is None else []): warnings.warn(f"the test set has no image of {', '.join(lost)}, which the model has learned; the mean is over the other classes", MetricWarning)
     self.valid = self.images(test, place) if test else PlantedDefects(self.images(hold_out(train, self.cfg.data.hold_out, self.cfg.seed)[1], root), self.cfg.seed)
     return self.valid
 
@@ -362,7 +372,7 @@ def scan(self:UniADSystem,
 ):
     "Look at every image of a loader once"
     seen = Seen()
-    if n is not None: seen.counted,seen.nothing = None if n*math.prod(self.cfg.data.size)<=self.cfg.score.exact_pixels else self.counter(), self.counter(16)
+    if n is not None: seen.counted,seen.nothing = None if n*math.prod(self.cfg.data.size)<=self.cfg.score.exact_pixels else self.counter(), self.counter(18)
     for batch in loader:
         known,labels = batch['has_mask'].tolist(), batch['label'].tolist()
         for i,(m,length,mask) in enumerate(zip(*(x.numpy() for x in self.look(self.features(batch))), batch['mask'].cpu().numpy())):
@@ -424,13 +434,18 @@ def calibrate(self:UniADSystem,
 ):
     "Keep what good images score, for thresholds"
     good = [m for m,label in zip(seen.maps, seen.labels) if not label]
-    self.calibration = Calibration.of_maps([self.image_score(m) for m in good], (self.full(m) for m in good), of).state()
+    s = self.cfg.score
+    self.calibration = Calibration.of_maps([self.image_score(m) for m in good], (self.full(m) for m in good), of).state() | dict(score=[s.image_score, *s.pool])
 
 @patch
 def thresholds(self:UniADSystem):
     "Thresholds for the false-alarm rate of the configuration. Raises `CheckpointError` when no good image has set any"
     if self.calibration is None: raise CheckpointError('there are no thresholds, because no evaluation has calibrated this model; load a run that was evaluated in training, or call datasets() and evaluate() first')
-    return Calibration.from_state(self.calibration).thresholds(self.cfg.score.false_alarm_rate, self.cfg.score.pixel_rate)
+    s,held = self.cfg.score, dict(self.calibration)
+    was,now = held.pop('score', None), [s.image_score, *s.pool]
+    # a threshold for one kind of score says nothing about another
+    if was!=now: raise ConfigError(f"'score.image_score' and 'score.pool' are {now}, but the thresholds were set for {was}; set them back, or train with them")
+    return Calibration.from_state(held).thresholds(s.false_alarm_rate, s.pixel_rate)
 
 # %% ../../nbs/systems/62_uniad.ipynb #e97e9a56
 @patch
@@ -447,6 +462,9 @@ def evaluate_fully(self:UniADSystem, loader):
     seen = self.seen = self.scan(loader, len(self.valid))
     res = self.results(seen)
     if self.calibration is None: return res
+    if self.calibration.get('score')!=[self.cfg.score.image_score, *self.cfg.score.pool]:
+        warnings.warn('false alarm rate and detection rate are left out: the stored thresholds are for scores of another kind (score.image_score, score.pool)', MetricWarning)
+        return res
     above,labels = np.array([self.image_score(m) for m in seen.maps])>self.thresholds().image, np.array(seen.labels)
     rates = (('false_alarm_rate', above[labels==0]), ('detection_rate', above[labels==1]))
     return res | {k: float(v.mean()) for k,v in rates if len(v)}
@@ -457,8 +475,8 @@ def case(self:UniADSystem, i):
     "Image `i` of the last evaluation, ready to be drawn"
     seen,data = self.seen, self.valid.data if isinstance(self.valid, CachedFeatures) else self.valid
     sample = data[i]
-    kind = '' if not seen.labels[i] else seen.names[i].split('#')[1] if '#' in seen.names[i] else Path(seen.names[i]).parent.name
-    return Case(sample['image'].permute(1, 2, 0).numpy(), seen.maps[i], self.image_score(seen.maps[i]), seen.names[i].split('#')[0], seen.labels[i], sample['mask'].numpy() if sample['has_mask'] else None, seen.classes[i], kind, self.cfg.model.outstride)
+    name,_,kind = seen.names[i].rpartition('#') if seen.labels[i] and isinstance(data, PlantedDefects) else (seen.names[i], '', Path(seen.names[i]).parent.name if seen.labels[i] else '')
+    return Case(sample['image'].permute(1, 2, 0).numpy(), seen.maps[i], self.image_score(seen.maps[i]), name, seen.labels[i], sample['mask'].numpy() if sample['has_mask'] else None, seen.classes[i], kind, self.cfg.model.outstride)
 
 @patch
 def pictures(self:UniADSystem):
@@ -507,10 +525,9 @@ class ProtocolCheck(Check):
 
 class UnmaskedCheck(Check):
     "Defective images without a mask"
-    code,what = 'no_mask', 'every defective image of the validation set has a mask'
+    code,what = 'no_mask', 'every defective test image has a mask'
     def before_fit(self):
-        valid = self.learner.valid
-        names = getattr(getattr(valid, 'data', valid), 'unmasked', [])
+        names = self.learner.system.unmasked
         if names: self.find('note', f'{len(names)} defective images have no mask ({names[0]}): they count in image metrics and are left out of pixel metrics', names=names[:50])
 
 class StartCheck(Check):

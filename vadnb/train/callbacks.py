@@ -130,7 +130,9 @@ class Evaluate(Callback):
             raise
         L.log.row('valid', L.step, epoch=L.epoch, **L.metrics)
         name,sign = L.metric, 1 if L.metric_mode=='max' else -1
-        if name not in L.metrics: raise ConfigError(f"'train.metric' is '{name}', but evaluation gives {', '.join(k for k in L.metrics if '/' not in k)}")
+        if name not in L.metrics:
+            L.callback(Checkpoints).save()
+            raise ConfigError(f"'train.metric' is '{name}', but evaluation gives {', '.join(k for k in L.metrics if '/' not in k)}")
         if math.isfinite(L.metrics[name]) and (self.best is None or sign*L.metrics[name]>sign*self.best):
             self.best,self.best_step = L.metrics[name], L.step
             L.log.row('best', L.step, metric=name, value=self.best)
