@@ -142,8 +142,14 @@ class Dropout(nn.Module):
     def forward(self, x): return fast_dropout(x, self.p) if self.training else x
 
 # %% ../../nbs/models/26_uniad.ipynb #5c021d70
-# the operation behind compiled linear layers; a build of torch without it does everything with F.linear
-_product = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
+def _find_product():
+    "oneDNN's product, the operation behind compiled linear layers, or None where this build of torch has none that is called like this"
+    x,w = torch.arange(6.).view(2, 3),torch.ones(4, 3)
+    try:
+        op = torch.ops.mkldnn._linear_pointwise
+        return op if torch.equal(op(x, w, None, 'none', [], ''), F.linear(x, w)) else None
+    except Exception: return None
+_product = _find_product()
 
 def _use_onednn(
     x:Tensor, # (..., in)
