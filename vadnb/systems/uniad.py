@@ -438,14 +438,19 @@ def calibrate(self:UniADSystem,
     self.calibration = Calibration.of_maps([self.image_score(m) for m in good], (self.full(m) for m in good), of).state() | dict(score=[s.image_score, *s.pool])
 
 @patch
-def thresholds(self:UniADSystem):
-    "Thresholds for the false-alarm rate of the configuration. Raises `CheckpointError` when no good image has set any"
+def calibrated(self:UniADSystem)->Calibration:
+    "What good images scored. Raises `CheckpointError` when none was looked at, `ConfigError` when it was another kind of score"
     if self.calibration is None: raise CheckpointError('there are no thresholds, because no evaluation has calibrated this model; load a run that was evaluated in training, or call datasets() and evaluate() first')
     s,held = self.cfg.score, dict(self.calibration)
     was,now = held.pop('score', None), [s.image_score, *s.pool]
     # a threshold for one kind of score says nothing about another
     if was!=now: raise ConfigError(f"'score.image_score' and 'score.pool' are {now}, but the thresholds were set for {was}; set them back, or train with them")
-    return Calibration.from_state(held).thresholds(s.false_alarm_rate, s.pixel_rate)
+    return Calibration.from_state(held)
+
+@patch
+def thresholds(self:UniADSystem):
+    "Thresholds for the false-alarm rate of the configuration; raises as `calibrated`"
+    return self.calibrated().thresholds(self.cfg.score.false_alarm_rate, self.cfg.score.pixel_rate)
 
 # %% ../../nbs/systems/62_uniad.ipynb #e97e9a56
 @patch
