@@ -116,7 +116,7 @@ HARM = {
     'window': (lambda w: None, '--model.neighbor_size [17,17]', ["'model.neighbor_size'", '(17, 17)', '(8, 8)', 'use a smaller window or a larger input']),
     'pool': (lambda w: None, '--score.pool [65,8]', ["'score.pool'", 'within data.size', '[65, 8]']),
     'backbone': (lambda w: None, '--model.backbone resnet81', ["timm has no 'resnet81'", 'nearest: ', 'resnet18']),
-    'map of the backbone': (lambda w: None, '--model.strides [4,6]', ['resnet18', 'no map of stride 6', '2, 4, 8, 16, 32']),
+    'map of the backbone': (lambda w: None, '--model.strides [4,64]', ['resnet18', 'no map of stride 64', '2, 4, 8, 16, 32']),
     'width': (lambda w: None, '--model.hidden_dim 48', ['checkpoints/step-000003/model.safetensors: does not fit this model', 'other shapes', 'head.input_proj.weight (32, ', ' instead of (48, ', 'use the configuration it was trained with']),
     'depth': (lambda w: None, '--model.num_decoder_layers 2', ['does not fit this model', 'missing', 'head.transformer.decoder.layers.1.']),
     'grid': (lambda w: None, '--data.size [64,96]', ['does not fit this model', 'head.pos_embed.col_embed.weight (8, 16) instead of (12, 16)']),
