@@ -9,7 +9,7 @@ __all__ = ['POSITIONS', 'ACTIVATIONS', 'feature_size', 'MFCN', 'FeatureJitter', 
            'PointConv', 'rewrite', 'Backbone']
 
 # %% ../../nbs/models/26_uniad.ipynb #37a8f8ef
-import copy, difflib, hashlib, random, re
+import copy, difflib, hashlib, random
 from collections import OrderedDict
 from fastcore.basics import patch
 import numpy as np
