@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-second = root/'.venv/fastcore2' # `make install` puts fastcore 2 here, beside the fastcore 1 of the environment
+second = Path(sys.prefix)/'fastcore2' # `make install` puts fastcore 2 here, beside the fastcore 1 of the environment
 sources = [p for p in sorted((root/'vadnb').rglob('*.py')) if p.name!='_modidx.py']
 modules = ['.'.join(p.relative_to(root).with_suffix('').parts).removesuffix('.__init__') for p in sources]
 
@@ -19,7 +19,7 @@ def names():
 
 @pytest.fixture
 def fastcore2():
-    if not (second/'fastcore').is_dir(): pytest.skip(f'no fastcore 2 in {second.relative_to(root)}; `make install` puts it there')
+    if not (second/'fastcore').is_dir(): pytest.skip(f'no fastcore 2 in {second}; `make install` puts it there')
     return os.environ | dict(PYTHONPATH=os.pathsep.join([str(second), str(root)]), OMP_NUM_THREADS='1', TRANSFORMERS_VERBOSITY='error')
 
 def run(code, env):

@@ -11,9 +11,9 @@ each_module = pytest.mark.parametrize('name', modules)
 each_notebook = pytest.mark.parametrize('name', notebooks)
 
 def rank(module):
-    "Place of `vadnb.<part>...` in the flow of data; core, config and plots come before everything"
+    "Place of `vadnb.<part>...` in the flow of data; core, requirements, config and plots come before everything"
     part = module.split('.')[1] if '.' in module else ''
-    if part in ('', 'core', 'config', 'plots', '_modidx'): return 0
+    if part in ('', 'core', 'requirements', 'config', 'plots', '_modidx'): return 0
     return 1+layers.index(part)
 
 def imported(tree, module):

@@ -253,3 +253,27 @@ def test_writer_reads_one_frame_at_a_time(tmp_path):
             yield x.view(Counted)
             del x
     assert len(VideoReader(write_video(tmp_path/'a.mp4', frames())))==50
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'avi'])
+def test_names_and_tags_that_are_not_utf8(tmp_path, suffix):
+    "A title in Latin-1 inside the file, and bytes that are no text in its name: the frames are what they were"
+    import av
+    plain,path = tmp_path/f'plain.{suffix}', Path(os.fsdecode(os.fsencode(tmp_path)+b'/caf\xe9.'+suffix.encode()))
+    with av.open(str(plain), 'w') as c:
+        c.metadata['title'] = 'Tag in Latin-one'
+        s = c.add_stream('mpeg4' if suffix=='avi' else 'libx264', rate=25)
+        s.width,s.height,s.pix_fmt = 96,64,'yuv420p'
+        for x in numbered_frames(30): c.mux(s.encode(av.VideoFrame.from_ndarray(x, format='rgb24')))
+        c.mux(s.encode())
+    data = plain.read_bytes()
+    assert data.count(b'Tag in Latin-one')==1
+    path.write_bytes(data.replace(b'Tag in Latin-one', b'Caf\xe9 \xfcber \xff\xfe....'))
+    reader = VideoReader(path, threads=1)
+    assert numbers(reader)==list(range(30)) and numbers(reader.get_batch([7, 29, 0]))==[7, 29, 0]
+    assert not probe(path).problems
+
+@pytest.mark.parametrize('name', ['a\0.mp4', 'a'*5000+'.mp4', '\ud83d.mp4', 'loop.mp4'])
+def test_what_cannot_be_a_name_is_one_line(tmp_path, name):
+    (tmp_path/'loop.mp4').symlink_to('loop.mp4')
+    with pytest.raises(VideoError) as e: VideoReader(tmp_path/name)
+    assert '\n' not in str(e.value) and len(str(e.value))<500

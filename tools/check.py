@@ -1,4 +1,4 @@
-"The repository is consistent: notebooks clean, package exported from them, README made from the index. Compares copies, changes nothing"
+"The repository is consistent: notebooks clean, package exported from them, README made from the index, locks in step. Compares copies, changes nothing"
 import filecmp, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
@@ -30,4 +30,5 @@ with tempfile.TemporaryDirectory() as tmp:
     run(folder, 'nbdev_export')
     if found := differences(folder, 'vadnb', '*.py'): sys.exit(f"the package is not what the notebooks export, run nbdev_export (or nbdev_update after editing a .py): {', '.join(found)}")
 run(root, sys.executable, 'tools/readme.py', '--check')
-print('notebooks clean, package in step, README in step')
+run(root, sys.executable, 'tools/lock.py', '--check')
+print('notebooks clean, package in step, README in step, locks in step')

@@ -179,6 +179,23 @@ def read_jsonl(
         except json.JSONDecodeError as e: raise CheckpointError(f'{path}, line {i+1}: not valid JSON ({e.msg})') from None
     return [parse(i, line) for i,line in enumerate(lines) if line.strip()]
 
+# %% ../nbs/00_core.ipynb #0dccd753
+def _resolved(
+    path, # any path; it need not exist
+    at:str='', # file and field the path came from, with a colon
+    shown=None, # what was written there; None for `path` itself
+)->Path: # absolute, without links and `..`
+    "Where a path leads, or `DataError` for what no file system could hold: what exists there is asked, twice"
+    try:
+        # once as it is written, once as it is understood: only a name that is free may be missing
+        for p in (Path(path), resolved := Path(path).resolve()):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError): os.stat(p)
+    # a null byte, half a character, a name of thousands of letters, a link to itself, a folder that is closed
+    except (OSError, ValueError, RuntimeError) as e:
+        why = getattr(e, 'strerror', None) or e
+        raise DataError(f'{at}{str(path if shown is None else shown)[:80]!r} cannot be a path ({why})') from None
+    return resolved
+
 # %% ../nbs/00_core.ipynb #cf872f21
 def inside(
     root, # folder that must contain the result
@@ -186,12 +203,9 @@ def inside(
     where:str='', # file and field the path came from, for the message
 )->Path: # the resolved path
     "`root/relative`, refused when it leaves `root`"
-    base,at = Path(root).resolve(), where+': ' if where else ''
-    try:
-        path = (base/str(relative)).resolve()
-        path.exists()
-    # a null byte, half a character, a name of thousands of letters, a link to itself
-    except (OSError, ValueError, RuntimeError) as e: raise DataError(f'{at}{str(relative)[:80]!r} cannot be a path ({getattr(e, "strerror", None) or e})') from None
+    at = where+': ' if where else ''
+    base = _resolved(root, at)
+    path = _resolved(base/str(relative), at, relative)
     if base!=path and base not in path.parents:
         raise DataError(f"{at}path '{relative}' leads outside the data root {base}; use a path below it")
     return path

@@ -143,10 +143,17 @@ def _regular_file(path):
     "Refuse what is missing, empty or could block: pipes, devices, sockets"
     try: st = path.stat()
     except FileNotFoundError: raise VideoError(f'{path}: no such video; check the path and the data root') from None
-    except OSError as e: raise VideoError(f'{path}: cannot be read ({e.strerror})') from None
+    except OSError as e: raise VideoError(f'{str(path)[:300]}: cannot be read ({e.strerror})') from None
+    except ValueError as e: raise VideoError(f'{str(path)[:300]!r}: cannot be the name of a file ({e})') from None
     if not stat.S_ISREG(st.st_mode): raise VideoError(f'{path}: is not a regular file (a pipe or device?); give a video file or a folder of frames')
     if not st.st_size: raise VideoError(f'{path}: the file is empty; copy or download it again')
     return st
+
+# %% ../../nbs/data/10_video.ipynb #d12694a4
+def _any_tags()->dict: # further arguments of `av.open`
+    "What makes the installed PyAV open a file whose tags are not UTF-8"
+    import av
+    return dict(metadata_errors='replace') if hasattr(av.container.InputContainer, 'metadata_errors') else {}
 
 @contextmanager
 def _opened(
@@ -156,8 +163,11 @@ def _opened(
 ): # context manager: (container, stream)
     "Open for reading; the handle lives as long as the `with` block, so none is ever shared with a forked worker"
     import av
-    try: c = av.open(str(path.absolute()), container_options={'format_whitelist': _formats, 'protocol_whitelist': 'file'}, metadata_errors='replace')
-    except (av.FFmpegError, OSError) as e: raise VideoError(f'{path}: cannot be opened as a video ({_structure(path) or e.strerror}); check that the copy is complete, or re-encode it') from None
+    options = {'format_whitelist': _formats, 'protocol_whitelist': 'file'}
+    try: c = av.open(str(path.absolute()), container_options=options, **_any_tags())
+    except (av.FFmpegError, OSError) as e:
+        why = _structure(path) or e.strerror
+        raise VideoError(f'{path}: cannot be opened as a video ({why}); check that the copy is complete, or re-encode it') from None
     with c:
         s = _pick_stream(c, path, stream)
         s.thread_type,s.codec_context.thread_count = 'AUTO',threads
@@ -732,7 +742,8 @@ class VideoReader:
         self.path,self._fps = Path(path),fps
         if backend not in ('auto', 'pyav', 'decord'): raise VideoError(f"{path}: backend '{backend}' is unknown; use auto, pyav or decord")
         if damaged not in ('raise', 'keep'): raise VideoError(f"{path}: damaged='{damaged}' is unknown; use raise or keep")
-        if self.path.is_dir(): self._source = FolderFrames(self.path)
+        # `Path.is_dir` raises for some names, on some versions of Python
+        if os.path.isdir(self.path): self._source = FolderFrames(self.path)
         elif fps is not None: raise VideoError(f'{path}: fps={fps} was given, but a video file carries its own; leave it out')
         else: self._source = (DecordFrames if backend=='decord' else PyavFrames)(path, stream, damaged=='keep', _threads(threads))
         self.backend,self.size = self._source.backend,tuple(self._source.size) # pyav | decord | folder, (height, width) as shown
