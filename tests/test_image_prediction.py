@@ -5,9 +5,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError
 from vadnb.data.mvtec import open_image
-from vadnb.data.ucf_crime import DataWarning
+from vadnb.core import DataWarning
 from vadnb.metrics.pixel_anomaly import image_scores
-from vadnb.metrics.video_anomaly import MetricWarning
+from vadnb.core import MetricWarning
 from vadnb.plots import figure_bytes
 from vadnb.systems.image_prediction import (RATES, Calibration, Case, ImagePrediction, ImagePredictions, Thresholds, case_sheet, conformal_threshold, contact_sheet,
                                             enlarge, list_inputs, normal_thresholds, output_files, panels, pixel_quantiles)

@@ -5,7 +5,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 from vadnb.core import DataError
 from vadnb.metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, label_components, pixel_metrics
-from vadnb.metrics.video_anomaly import MetricWarning
+from vadnb.core import MetricWarning
 
 PIXEL = SEVEN[3:]
 

@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np, pytest
 from vadnb.core import DataError
 from vadnb.metrics.retrieval import chance_recall, retrieval_metrics
-from vadnb.metrics.video_anomaly import MetricWarning
+from vadnb.core import MetricWarning
 
 def unit(x): return (x/np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 

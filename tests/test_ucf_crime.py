@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np, pytest, torch
 from vadnb.core import DataError, write_json
 from vadnb.data.tracks import Track
-from vadnb.data.ucf_crime import (TEMPLATES, AnnotatedClips, DataWarning, RegionClips, _candidates, collate, find_video, frame_truth, read_annotation, read_regions, resolve_path,
+from vadnb.core import DataWarning
+from vadnb.data.ucf_crime import (TEMPLATES, AnnotatedClips, RegionClips, _candidates, collate, find_video, frame_truth, read_annotation, read_regions, resolve_path,
     token_budget, video_class, video_name)
 
 def tokenize(texts): return torch.tensor([[len(t), *t.encode()[:5].ljust(5)] for t in texts]).reshape(len(texts), 6)

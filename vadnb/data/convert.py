@@ -15,7 +15,8 @@ from pickletools import code2op
 import numpy as np
 from ..core import ConfigError, DataError, did_you_mean, read_json, read_text, write_json
 from .tracks import check_box, check_fields
-from .ucf_crime import AnnotatedVideo, DataWarning, read_annotation, video_class, video_name
+from ..core import DataWarning
+from .ucf_crime import AnnotatedVideo, read_annotation, video_class, video_name
 
 # %% ../../nbs/data/19_convert.ipynb #77094a42
 def write_new(

@@ -9,7 +9,8 @@ __all__ = ['SEVEN', 'label_components', 'image_scores', 'pixel_metrics', 'Stream
 import warnings
 import numpy as np
 from ..core import DataError, did_you_mean
-from .video_anomaly import MetricWarning, _auc, _average_precision, _named, _passed
+from ..core import MetricWarning
+from .video_anomaly import _auc, _average_precision, _named, _passed
 
 # %% ../../nbs/metrics/42_pixel_anomaly.ipynb #0a6089bc
 def _key(

@@ -10,7 +10,7 @@ import math
 import warnings
 import numpy as np
 from ..core import DataError
-from .video_anomaly import MetricWarning
+from ..core import MetricWarning
 
 # %% ../../nbs/metrics/44_retrieval.ipynb #45f40f85
 def _features(

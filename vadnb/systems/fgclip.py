@@ -26,7 +26,8 @@ from ..data.ucf_crime import AnnotatedClips, RegionClips, TEMPLATES, check_count
 from ..data.video import VideoReader
 from ..losses.contrastive import bank_info_nce, gather_rows, hard_negative, mean_over_ranks, n_candidates, retrieval_at_1, same_key, same_key_as, siglip
 from ..metrics.retrieval import retrieval_metrics
-from ..metrics.video_anomaly import MetricWarning, box_tiou, frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
+from ..core import MetricWarning
+from ..metrics.video_anomaly import box_tiou, frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
 from ..models.aggregate import grouped_mean, masked_mean, unit
 from ..models.clip import CLIP, clip_tokenizer
 from ..models.memory_bank import MemoryBank

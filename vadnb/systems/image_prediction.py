@@ -20,9 +20,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, write_atomic, write_json
 from ..data.mvtec import MASK_FOLDERS, SUFFIXES, _entries, folders, open_image, to_rgb
-from ..data.ucf_crime import DataWarning
+from ..core import DataWarning
 from ..metrics.pixel_anomaly import _key, _score, label_components
-from ..metrics.video_anomaly import MetricWarning
+from ..core import MetricWarning
 from ..plots import GRID, INK, MUTED, OTHER, SERIES
 from ..plots import _heat, _image, draw_heat, figure_bytes, heat_bar, new_figure, save_figure, short, words
 from .prediction import blend, heat_layer
