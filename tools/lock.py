@@ -33,7 +33,7 @@ def digest(lines):
 def resolve(lines, path, *words):
     "Let uv choose the newest versions and write them to `path`"
     cmd = ['uv', 'pip', 'compile', '-', '--universal', '--python-version', settings()['min_python'], '--no-header', '--no-annotate',
-           '--no-emit-index-url', '--quiet', '--upgrade', *words]
+           '--quiet', '--upgrade', *words]
     done = subprocess.run(cmd, input='\n'.join(lines), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f'tools/lock.py: uv could not resolve the requirements:\n{done.stderr}')
