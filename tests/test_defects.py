@@ -51,7 +51,8 @@ def test_defects_lie_on_the_object(shared):
     anywhere = np.mean([nut[np.roll(s, generator(i).integers(128, size=2), (0, 1))].any() for i,s in enumerate(spots)])
     assert on>anywhere+.2, (on, anywhere)
 
-# twelve defects of a kind: pixels in their masks, sum of the changes weighted by a random pattern; the weighted sum of four pictures of a texture
+# twelve defects of a kind: pixels in their masks, sum of the changes weighted by a random pattern;
+# the weighted sum of four pictures of a texture
 planted = dict(scratch=(2244, 5750), spot=(5155, -1965), missing=(5339, 2780), warp=(10026, 9662))
 painted = dict(weave=120441, stripes=108083, bricks=107548, tiles=97984, dots=137913, marble=163683, wood=141388,
                leather=44615)
@@ -71,10 +72,10 @@ def painted_sum(texture):
     return round(sum(float((p*pattern).sum()) for p in pictures))
 
 def test_the_version_rises_with_the_pixels():
-    """Feature caches trust `PLANTING`. When this fails, textures or defects get other pixels than before: raise PLANTING,
-    then write the new values here"""
+    """Feature caches trust `PLANTING`. When this fails, textures or defects get other pixels than before: raise
+    PLANTING, then write the new values here"""
     assert PLANTING==1 and painted.keys()==TEXTURES.keys() and planted.keys()==DEFECTS.keys()
-    # sums and not digests: a sine may differ in its last bit from machine to machine, and turn a few pixels by one level
+    # sums and not digests: a sine may differ in its last bit from machine to machine, and turn a few pixels by a level
     def close(found, known, name): np.testing.assert_allclose(found, known, rtol=0, atol=40, err_msg=name)
     for kind,texture in zip(DEFECTS, ('weave', 'bricks', 'tiles', 'dots')):
         close(planted_sums(kind, texture), planted[kind], kind)
@@ -114,7 +115,8 @@ def stamp(world, **changed):
     (lambda w: (w/'wood/ground_truth/spot/000_mask.png').unlink(), '000_mask.png: missing from a finished world'),
     (lambda w: (w/'wood/train/good/holiday.JPG').write_bytes(b''),
      'holiday.JPG: is an image that does not belong to this world; move it away'),
-    (lambda w: (w/'world.json').unlink(), 'holds something that is no world of textures; choose an empty or new folder'),
+    (lambda w: (w/'world.json').unlink(),
+     'holds something that is no world of textures; choose an empty or new folder'),
     (lambda w: (w/'world.json').write_text('{'), 'world.json, line 1'),
     (lambda w: (w/'world.json').write_text('[]'), 'another world (planting is None, asked for 1'),
     (lambda w: (w/'world.json').write_text('{"arguments": 3}'), 'another world (planting is None, asked for 1'),
@@ -153,8 +155,9 @@ def test_wrong_arguments(tmp_path, wrong, says):
     assert says in str(e.value) and not list(tmp_path.iterdir())
 
 def test_a_world_without_defects_and_one_without_test(tmp_path):
-    assert [len(v) for v in read_tree(texture_world(tmp_path/'a', **{**tiny, 'defective': 0}).root).values()]==[4, 2]
-    assert [len(v) for v in read_tree(texture_world(tmp_path/'b', **{**tiny, 'defective': 0, 'good': 0}).root).values()]==[4, 0]
+    good,none = {**tiny, 'defective': 0},{**tiny, 'defective': 0, 'good': 0}
+    assert [len(v) for v in read_tree(texture_world(tmp_path/'a', **good).root).values()]==[4, 2]
+    assert [len(v) for v in read_tree(texture_world(tmp_path/'b', **none).root).values()]==[4, 0]
 
 def test_pictures_that_cannot_be_cropped(tmp_path):
     good = np.zeros((64, 64, 3), np.uint8)
@@ -260,4 +263,5 @@ def test_what_cannot_be_planted_is_named(held, monkeypatch):
     ds = PlantedDefects(data, kinds='spot')
     assert ds[2]['label']==0
     with pytest.raises(DataError) as e: ds[3]
-    assert held[0][1].name in str(e.value) and 'in 60 attempts no change came out' in str(e.value) and '\n' not in str(e.value)
+    assert held[0][1].name in str(e.value) and 'in 60 attempts no change came out' in str(e.value)
+    assert '\n' not in str(e.value)

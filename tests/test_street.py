@@ -23,7 +23,8 @@ def test_events_in_sight(kind, size):
         n = 32+11*i
         sc = street_scene(np.random.default_rng([77, i]), kind, size, n)
         assert .14*n <= frame_labels(sc).sum() <= .61*n
-        assert all(0<=e.start<e.end<=n for e in sc.events) and all(a.end<b.start for a,b in zip(sc.events, sc.events[1:]))
+        assert all(0<=e.start<e.end<=n for e in sc.events)
+        assert all(a.end<b.start for a,b in zip(sc.events, sc.events[1:]))
         for e in sc.events:
             for t in range(e.start, e.end):
                 x0,y0,x1,y1 = e.box(t, size)
