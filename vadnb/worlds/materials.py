@@ -6,7 +6,7 @@
 __all__ = ['TEXTURES', 'spline_weights', 'smooth_noise', 'ragged_noise', 'surface', 'photograph', 'soft_edge', 'fraction', 'mix',
            'each', 'lattice', 'weave', 'stripes', 'bricks', 'tiles', 'dots', 'marble', 'wood', 'leather']
 
-# %% ../../nbs/worlds/04_materials.ipynb #0bb80d6c
+# %% ../../nbs/worlds/04_materials.ipynb #69493cf3
 import math
 import numpy as np
 
@@ -28,7 +28,7 @@ def smooth_noise(
     a,b = (spline_weights(n, c) for n,c in zip(size, cell if isinstance(cell, tuple) else (cell, cell)))
     return a @ rng.standard_normal((a.shape[1], b.shape[1]), dtype=np.float32) @ b.T / np.float32(151/315)
 
-# %% ../../nbs/worlds/04_materials.ipynb #68e47a83
+# %% ../../nbs/worlds/04_materials.ipynb #79bdc29c
 def ragged_noise(
     rng, # numpy Generator
     size:tuple[int,int], # (h, w) in pixels
@@ -52,7 +52,7 @@ def surface(
     dy,dx = rng.uniform(0, 4096, 2).tolist()
     return math.cos(angle)*y+math.sin(angle)*x+dy,math.cos(angle)*x-math.sin(angle)*y+dx,unit
 
-# %% ../../nbs/worlds/04_materials.ipynb #6d968ff2
+# %% ../../nbs/worlds/04_materials.ipynb #5feb5599
 def photograph(
     rng, # numpy Generator
     colours, # (h, w, 3) float32, 0 black .. 1 white
@@ -81,7 +81,7 @@ def fraction(
     "The part after the point"
     return x-np.floor(x)
 
-# %% ../../nbs/worlds/04_materials.ipynb #bb6d9ba2
+# %% ../../nbs/worlds/04_materials.ipynb #a78bf944
 def mix(
     dark, # red, green, blue 0..255
     light, # red, green, blue 0..255
@@ -99,7 +99,7 @@ def each(
     table = rng.standard_normal((64,)*len(numbers), dtype=np.float32)
     return table[tuple(n.astype(np.int64)%64 for n in numbers)]
 
-# %% ../../nbs/worlds/04_materials.ipynb #439521a0
+# %% ../../nbs/worlds/04_materials.ipynb #3aefbf32
 def lattice(
     y, x, # place on the material, (h, w)
     pitch:float, # from one centre to the next
@@ -128,7 +128,7 @@ def weave(
     weft = mix((92, 84, 70), (232, 222, 200), thread(v, u, (unit, 6*unit)))
     return photograph(rng, np.where(((np.floor(u)+np.floor(v))%2==0)[...,None], warp, weft))
 
-# %% ../../nbs/worlds/04_materials.ipynb #fc6b5835
+# %% ../../nbs/worlds/04_materials.ipynb #c2c9843a
 def stripes(
     rng, # numpy Generator
     size:tuple[int,int], # (h, w) in pixels
@@ -172,7 +172,7 @@ def tiles(
     grout = mix((196, 192, 184), (226, 222, 214), .5+.2*smooth_noise(rng, size, 2*unit))
     return photograph(rng, glaze+(grout-glaze)*soft_edge(out, 11.8, 1)[...,None], .01)
 
-# %% ../../nbs/worlds/04_materials.ipynb #9b552fd4
+# %% ../../nbs/worlds/04_materials.ipynb #a1e88890
 def dots(
     rng, # numpy Generator
     size:tuple[int,int], # (h, w) in pixels
@@ -201,7 +201,7 @@ def marble(
     stone = mix((206, 206, 210), (244, 242, 238), .55+.12*bend)
     return photograph(rng, stone+(np.float32([88, 92, 102])/255-stone)*np.clip(dark, 0, 1)[...,None], .01)
 
-# %% ../../nbs/worlds/04_materials.ipynb #a8bc402c
+# %% ../../nbs/worlds/04_materials.ipynb #80ddcd6a
 def wood(
     rng, # numpy Generator
     size:tuple[int,int], # (h, w) in pixels
