@@ -5,7 +5,7 @@ from command import vadnb
 from vadnb.core import DataError, read_json, read_jsonl, write_json
 from vadnb.data.convert import from_ucf_annotation
 from vadnb.data.sampling import uniform_indices
-from vadnb.data.synth import street_world
+from vadnb.worlds.street import street_world
 from vadnb.data.video import VideoReader, write_video
 from vadnb.metrics.video_anomaly import frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
 from vadnb.models import clip

@@ -3,7 +3,8 @@ import csv, json, os, subprocess, sys, tracemalloc
 from pathlib import Path
 import numpy as np, pytest
 from vadnb.core import CheckpointError, DataError, VideoError
-from vadnb.data.synth import frame_labels, street_scene
+from vadnb.worlds.stage import frame_labels
+from vadnb.worlds.street_events import street_scene
 from vadnb.data.video import VideoReader, numbered_frames, frame_number, write_video
 from vadnb.systems.prediction import VideoPrediction, connected, heat_box, runs, smooth
 

@@ -164,7 +164,7 @@ def test_a_batch_without_any_sample_ends_both(tmp_path):
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-    from vadnb.data.synth import street_world
+    from vadnb.worlds.street import street_world
     return street_world(tmp_path_factory.mktemp('world')/'street', videos=8, size=(48, 64), frames=(32, 36), valid_videos=0, test_videos=2, anomalous=.5)
 
 def fgclip_words(world, folder, name, batch, accumulate):

@@ -118,7 +118,7 @@ def test_a_region_round_trips_through_json(sample):
 def test_fingerprint_sees_an_edited_caption(tmp_path):
     "A resumed run is told when its annotation is not the one it was started with"
     import json
-    from vadnb.data.synth import street_world
+    from vadnb.worlds.street import street_world
     world = street_world(tmp_path/'world', videos=2, valid_videos=0, test_videos=0, frames=(32, 36))
     ids = lambda texts: torch.zeros(len(texts), 4, dtype=torch.long)
     clips = lambda **kw: RegionClips(world.train, world.root, 4, (48, 64), ids, **kw)

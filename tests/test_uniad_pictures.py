@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 from vadnb.core import CheckpointError, ConfigError, DataError
-from vadnb.data.defects import PlantedDefects, generator, texture_world
+from vadnb.worlds.stage import generator
+from vadnb.worlds.defects import PlantedDefects
+from vadnb.worlds.textures import texture_world
 from vadnb.models.feature_decoder import FeatureDecoder, image_loss
 from vadnb.plots import figure_bytes
 from vadnb.systems.uniad import Config, DataConfig, ModelConfig, ScoreConfig

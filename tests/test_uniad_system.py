@@ -9,7 +9,7 @@ from command import vadnb
 from test_uniad_golden import layout, official
 from toy_system import FailAt, StopAt, curve, differences, rows
 from vadnb.core import CheckpointError, DataError, read_json
-from vadnb.data.defects import texture_world
+from vadnb.worlds.textures import texture_world
 from vadnb.data.mvtec import AnomalyImages, read_tree, write_meta, write_tree_meta
 from vadnb.metrics.pixel_anomaly import SEVEN, image_scores, pixel_metrics
 from vadnb.systems.registry import load_config, load_run

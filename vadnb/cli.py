@@ -381,7 +381,7 @@ def making(what):
 # %% ../nbs/70_cli.ipynb #1380a40b
 def street_demo(cfg):
     "fgclip in a synthetic street; the checkpoint is chosen on validation videos, what is shown are test videos, with the truth in UCF-Crime's own format"
-    from vadnb.data.synth import street_world
+    from vadnb.worlds.street import street_world
     world,run = street_world(cfg.data_root, progress=making('videos')), Path(cfg.runs)/cfg.name
     print(f"world: {world.root} ({', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))} videos)", flush=True)
     train_once(cfg)
@@ -391,7 +391,7 @@ def street_demo(cfg):
 
 def texture_demo(cfg):
     "uniad on textures under a fixed camera; the checkpoint is chosen on held-out good images with planted defects, what is shown are test images"
-    from vadnb.data.defects import texture_world
+    from vadnb.worlds.textures import texture_world
     world,run = texture_world(cfg.data_root, **DEMO_WORLD, seed=cfg.seed, progress=making('images')), Path(cfg.runs)/cfg.name
     print(f"world: {world.root} ({len(DEMO_WORLD['classes'])} classes, one model)", flush=True)
     train_once(cfg)

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import CheckpointError, ConfigError, DataError, VadnbError, pick_device
-from ..data.defects import PlantedDefects
+from ..worlds.defects import PlantedDefects
 from ..data.mvtec import AnomalyImages, check_split, choose_classes, class_names, collate, hold_out, open_image, read_folder, read_split, to_rgb, to_size
 from ..losses.reconstruction import Criterion, criterion_rows
 from ..metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, pixel_metrics

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..core import ConfigError, DataError, pick_device, read_yaml
-from ..data.defects import PlantedDefects, generator
+from ..worlds.stage import generator
+from ..worlds.defects import PlantedDefects
 from ..data.mvtec import hold_out
 from ..models.feature_decoder import FeatureDecoder, image_loss
 from ..plots import INK, heat_bar, new_figure, save_figure

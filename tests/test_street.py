@@ -1,12 +1,14 @@
-"Synthetic worlds as data sets: complete or absent, the same everywhere, true in every frame at every size"
+"Street worlds as data sets: complete or absent, the same everywhere, true in every frame at every size"
 import hashlib, os, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
 from vadnb.core import ConfigError, DataError, read_json
-from vadnb.data import synth
-from vadnb.data.synth import KINDS, frame_labels, street_scene, street_world
 from vadnb.data.video import VideoReader
+from vadnb.worlds import street
+from vadnb.worlds.stage import frame_labels
+from vadnb.worlds.street import street_world
+from vadnb.worlds.street_events import KINDS, street_scene
 
 root = Path(__file__).resolve().parent.parent
 tiny = dict(videos=2, valid_videos=1, test_videos=2, frames=(32,36), size=(48,64))
@@ -21,7 +23,8 @@ def test_events_in_sight(kind, size):
         n = 32+11*i
         sc = street_scene(np.random.default_rng([77, i]), kind, size, n)
         assert .14*n <= frame_labels(sc).sum() <= .61*n
-        assert all(0<=e.start<e.end<=n for e in sc.events) and all(a.end<b.start for a,b in zip(sc.events, sc.events[1:]))
+        assert all(0<=e.start<e.end<=n for e in sc.events)
+        assert all(a.end<b.start for a,b in zip(sc.events, sc.events[1:]))
         for e in sc.events:
             for t in range(e.start, e.end):
                 x0,y0,x1,y1 = e.box(t, size)
@@ -38,8 +41,9 @@ def test_same_in_another_process(tmp_path):
     "Not a function of the process, its hash seed or numpy's global state"
     np.random.seed(1)
     world = street_world(tmp_path/'here', **tiny)
-    code = f"import sys; from vadnb.data.synth import street_world; street_world(sys.argv[1], **{tiny!r})"
-    subprocess.run([sys.executable, '-c', code, str(tmp_path/'there')], check=True, cwd=root, env={**os.environ, 'PYTHONHASHSEED': '5', 'PYTHONPATH': str(root)})
+    code = f"import sys; from vadnb.worlds.street import street_world; street_world(sys.argv[1], **{tiny!r})"
+    env = {**os.environ, 'PYTHONHASHSEED': '5', 'PYTHONPATH': str(root)}
+    subprocess.run([sys.executable, '-c', code, str(tmp_path/'there')], check=True, cwd=root, env=env)
     for name in texts: assert (world.root/name).read_bytes()==(tmp_path/'there'/name).read_bytes()
     name = world.names('test')[0]
     frames = lambda r: np.stack(list(VideoReader(r)))
@@ -64,38 +68,41 @@ def test_rate_and_size_reach_the_file(tmp_path):
 
 def test_interrupted_world_leaves_nothing(tmp_path, monkeypatch):
     "An error in the middle of writing leaves no folder, and the next call makes the world"
-    real,calls = synth.write_video,[]
+    real,calls = street.write_video,[]
     def failing(*args, **kwargs):
         calls.append(1)
         if len(calls)==3: raise DataError('disk full')
         return real(*args, **kwargs)
     with monkeypatch.context() as m:
-        m.setattr(synth, 'write_video', failing)
+        m.setattr(street, 'write_video', failing)
         with pytest.raises(DataError, match='disk full'): street_world(tmp_path/'w', **tiny)
     assert list(tmp_path.iterdir())==[]
     assert street_world(tmp_path/'w', **tiny).train.is_file()
 
 def test_two_processes_at_once(tmp_path, monkeypatch):
     "The slower of two makers finds the world of the faster one and keeps it"
-    real = synth._write_world
-    def overtaken(world, every, progress):
-        real(world, every, progress)
+    real = street.write_street
+    def overtaken(world, progress):
+        real(world, progress)
         if not (tmp_path/'w').exists():
-            monkeypatch.setattr(synth, '_write_world', real)
+            monkeypatch.setattr(street, 'write_street', real)
             street_world(tmp_path/'w', **tiny)
-    monkeypatch.setattr(synth, '_write_world', overtaken)
+    monkeypatch.setattr(street, 'write_street', overtaken)
     world = street_world(tmp_path/'w', **tiny)
     assert [p.name for p in tmp_path.iterdir()]==['w'] and all(world.path(v['name']).is_file() for v in world.videos)
 
 def test_damaged_world_is_named(tmp_path):
     world = street_world(tmp_path/'w', **tiny)
     gone = world.path(world.names('test')[0]); gone.unlink()
-    with pytest.raises(DataError, match=f'{gone.name}: missing from a finished world'): street_world(tmp_path/'w', **tiny)
+    missing = f'{gone.name}: missing from a finished world'
+    with pytest.raises(DataError, match=missing): street_world(tmp_path/'w', **tiny)
     (world.root/'world.json').unlink()
     with pytest.raises(DataError, match='no synthetic world'): street_world(tmp_path/'w', **tiny)
     assert world.train.is_file()
 
-@pytest.mark.parametrize('bad,message', [(dict(videos=-1), 'videos: -1'), (dict(size=(32,64)), 'size'), (dict(frames=(60,40)), 'frames'), (dict(anomalous=1.5), 'anomalous: 1.5'), (dict(every=0), 'every: 0')])
+@pytest.mark.parametrize('bad,message', [
+    (dict(videos=-1), 'videos: -1'), (dict(size=(32,64)), 'size'), (dict(frames=(60,40)), 'frames'),
+    (dict(anomalous=1.5), 'anomalous: 1.5'), (dict(every=0), 'every: 0')])
 def test_nonsense_is_refused(tmp_path, bad, message):
     with pytest.raises(ConfigError, match=message): street_world(tmp_path/'w', **{**tiny, **bad})
     assert list(tmp_path.iterdir())==[]
