@@ -8,7 +8,9 @@ from torch.utils.data import DataLoader
 from vadnb.core import ConfigError, DataError, read_json
 from vadnb.data import defects
 from vadnb.data.defects import AREA, DEFECTS, PLANTING, TEXTURES, VISIBLE, PlantedDefects, crop_world, generator, plant, side, skimage_textures, texture_world
-from vadnb.data.mvtec import AnomalyImages, check_split, collate, hold_out, read_tree, write_tree_meta
+from vadnb.data.anomaly_images import AnomalyImages, collate
+from vadnb.data.image_lists import check_split, hold_out
+from vadnb.data.mvtec import read_tree, write_tree_meta
 
 root = Path(__file__).resolve().parent.parent
 tiny = dict(classes=['wood', 'tiles'], train=2, good=1, defective=5, size=(32, 48), seed=5)

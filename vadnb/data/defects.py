@@ -22,7 +22,8 @@ from torch.utils.data import Dataset
 
 # %% ../../nbs/data/18_defects.ipynb #a586691e
 from ..core import ConfigError, DataError, did_you_mean, read_json, unwritten, write_json
-from .mvtec import SUFFIXES, open_image, read_tree, to_rgb
+from .anomaly_images import open_image, to_rgb
+from .mvtec import SUFFIXES, read_tree
 
 # %% ../../nbs/data/18_defects.ipynb #510fe9da
 def spline_weights(
