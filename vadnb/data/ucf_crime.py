@@ -20,7 +20,7 @@ from .sampling import event_indices, segment_indices, uniform_indices
 from .transforms import horizontal_flip, squash
 from .video import VideoReader
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #35374bb9
+# %% ../../nbs/data/14_ucf_crime.ipynb #697de619
 TEMPLATES = ('{path}', '{parent}/UCF_Crimes/Videos/{folder}/{file}', 'UCF_Crimes/Videos/{folder}/{file}',
     '{folder}/{file}',
     '{file}', 'UCF_Crimes_Videos/UCF_Crimes/Videos/{folder}/{file}', 'UCF_Crimes_Videos/{file}')
@@ -40,7 +40,7 @@ def class_folders(
     cls = video_class(name)
     return list(NORMAL_FOLDERS) if cls=='Normal' else [cls] if cls else []
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #9251cc4f
+# %% ../../nbs/data/14_ucf_crime.ipynb #280c9adb
 def official_line(
     line:str, # six or seven columns
     where:str, # file and line, for messages
@@ -86,7 +86,7 @@ def read_frames(
     once,place = np.unique(frame_index, return_inverse=True)
     return squash(np.asarray(reader.get_batch(once)), size)[torch.from_numpy(place)]
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #ac17700c
+# %% ../../nbs/data/14_ucf_crime.ipynb #e52ab6a2
 SAMPLINGS = ('uniform', 'segment', 'event')
 
 def _check_drawing(frames, sampling, event_share, flip): # the choices of `RegionClips` under their own names
@@ -134,7 +134,7 @@ class RegionClips(Dataset):
     def region_captions(self): return region_captions(self.clips) # (where, caption) pairs
     def captions(self): return self.clip_captions()+self.region_captions()
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #e136cce0
+# %% ../../nbs/data/14_ucf_crime.ipynb #d87961c5
 def _tokenise(self, tokenize_clip, tokenize):
     "Ids of all captions, and a warning that counts those the tokenizer cut"
     self.clip_ids,self.ids = tokenise(self.clip_captions(), tokenize_clip),tokenise(self.region_captions(), tokenize)
@@ -152,7 +152,7 @@ def _caption_warnings(self)->list: # one line per caption
 
 RegionClips._tokenise,RegionClips.caption_warnings = _tokenise,_caption_warnings
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #0bdb7175
+# %% ../../nbs/data/14_ucf_crime.ipynb #3bd3e692
 def _take_truth(self, annotation):
     "`segments` of every clip, from the annotation where there is one"
     self.annotation = None if annotation is None else read_annotation(annotation)
@@ -164,7 +164,7 @@ def _take_truth(self, annotation):
 
 RegionClips._take_truth = _take_truth
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #5621f7f7
+# %% ../../nbs/data/14_ucf_crime.ipynb #b2a0667b
 def _choose_frames(
     self,
     clip:Clip, # annotation, read only for training
@@ -212,7 +212,7 @@ def _draw(
 
 RegionClips.draw,RegionClips._sample = _draw,_sample
 
-# %% ../../nbs/data/14_ucf_crime.ipynb #2c0d0778
+# %% ../../nbs/data/14_ucf_crime.ipynb #8fbf0636
 def _fingerprint(self)->str: # hexadecimal
     "Tells data sets apart by their annotation, their sampling and the size of each video"
     def held(p): return p.stat().st_size if p.is_file() else len(list(p.iterdir()))
