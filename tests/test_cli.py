@@ -6,7 +6,7 @@ from command import vadnb
 from vadnb.cli import COMMANDS, main
 from vadnb.core import append_jsonl, read_json, read_jsonl, write_json
 from vadnb.worlds.street import street_world
-from vadnb.data.ucf_crime import read_regions
+from vadnb.data.regions import read_regions
 from vadnb.systems.registry import load_config
 from vadnb.train import checkpoint
 from vadnb.train.checkpoint import checkpoint_folders, lock_run

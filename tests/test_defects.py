@@ -7,7 +7,9 @@ from PIL import Image
 from scipy import ndimage
 from torch.utils.data import DataLoader
 from vadnb.core import ConfigError, DataError, read_json
-from vadnb.data.mvtec import AnomalyImages, check_split, collate, hold_out, read_tree, write_tree_meta
+from vadnb.data.anomaly_images import AnomalyImages, collate
+from vadnb.data.image_lists import check_split, hold_out
+from vadnb.data.mvtec import read_tree, write_tree_meta
 from vadnb.worlds import defects
 from vadnb.worlds.defect_brushes import AREA, VISIBLE, side, visibly
 from vadnb.worlds.defects import DEFECTS, PLANTING, PlantedDefects, plant

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError
-from vadnb.data.mvtec import open_image
+from vadnb.data.anomaly_images import open_image
 from vadnb.core import DataWarning
 from vadnb.metrics.pixel_anomaly import image_scores
 from vadnb.core import MetricWarning

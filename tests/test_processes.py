@@ -196,7 +196,7 @@ def test_fgclip_in_two_processes(tmp_path, world, accumulate):
 
 def regions_per_rank(world):
     "Regions of the first batches, (first process, second process)"
-    from vadnb.data.ucf_crime import read_regions
+    from vadnb.data.regions import read_regions
     clips = read_regions(world.train)
     ranks = [EpochBatches(len(clips), 2, 0, 2, r) for r in (0, 1)]
     return [tuple(sum(len(clips[i].tracks) for _,i in b.batch(k)) for b in ranks) for k in range(3)]

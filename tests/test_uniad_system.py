@@ -10,7 +10,9 @@ from test_uniad_golden import layout, official
 from toy_system import FailAt, StopAt, curve, differences, rows
 from vadnb.core import CheckpointError, DataError, read_json
 from vadnb.worlds.textures import texture_world
-from vadnb.data.mvtec import AnomalyImages, read_tree, write_meta, write_tree_meta
+from vadnb.data.anomaly_images import AnomalyImages
+from vadnb.data.image_lists import write_meta
+from vadnb.data.mvtec import read_tree, write_tree_meta
 from vadnb.metrics.pixel_anomaly import SEVEN, image_scores, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
 from vadnb.systems.uniad import UniADSystem

@@ -3,7 +3,8 @@ import hashlib, json
 import numpy as np, pytest
 from safetensors.numpy import load_file
 from vadnb.core import DataError
-from vadnb.data.ucf_crime import frame_truth, read_annotation
+from vadnb.data.annotation import frame_truth
+from vadnb.data.ucf_crime import read_annotation
 from vadnb.core import MetricWarning
 from vadnb.metrics.video_anomaly import TIOUS, box_iou, frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines, trivial_scores
 

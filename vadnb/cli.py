@@ -330,12 +330,13 @@ def convert(
     for key,given,kind in (('captions', captions, 'ucf-boxes'), ('normal', normal, 'xd-annotation')):
         if given and what!=kind: raise ConfigError(f"command line: '--{key}' belongs to {kind}, and nothing in {what} would read it; remove it")
     if what=='image-tree':
-        from vadnb.data.mvtec import read_meta, write_tree_meta
+        from vadnb.data.image_lists import read_meta
+        from vadnb.data.mvtec import write_tree_meta
         for path in write_tree_meta(source, target): print(f'{path}: {len(read_meta(path))} images')
         return
     if Path(target).exists(): raise DataError(f'{target}: exists already; choose another name or remove it')
     if what=='skeleton':
-        from vadnb.data.ucf_crime import write_skeleton
+        from vadnb.data.regions import write_skeleton
         print(f'{write_skeleton(source, target)}: fill in captions and regions; videos without regions count as normal')
     elif what=='ucf-boxes':
         if not captions: raise ConfigError("command line: '--captions' is missing; give the JSON of UCA sentences that belongs to these videos")

@@ -157,7 +157,7 @@ def _left_out(
 
 def frame_metrics(
     scores:dict, # video name -> (n,) numbers, higher is more anomalous
-    truth:dict, # video name -> (n,) bool or 0/1, as `data.ucf_crime.frame_truth` makes it
+    truth:dict, # video name -> (n,) bool or 0/1, as `data.annotation.frame_truth` makes it
     threshold:float=0.5, # score from which a frame counts as an alarm
     classes:dict|None=None, # video name -> class, for every anomalous video
 )->dict: # 'frame_auc', 'anomalous_auc' and so on, see the table: floats in [0, 1]

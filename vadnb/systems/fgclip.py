@@ -22,7 +22,9 @@ from torch import nn
 from torch import Tensor
 from ..core import ConfigError, DataError, VadnbError, did_you_mean
 from ..data.sampling import uniform_indices
-from ..data.ucf_crime import AnnotatedClips, RegionClips, TEMPLATES, check_count, check_length, collate, read_frames, token_budget, video_class
+from ..data.annotation import check_count
+from ..data.regions import check_length, token_budget
+from ..data.ucf_crime import AnnotatedClips, RegionClips, TEMPLATES, collate, read_frames, video_class
 from ..data.video import VideoReader
 from ..losses.contrastive import bank_info_nce, gather_rows, hard_negative, mean_over_ranks, n_candidates, retrieval_at_1, same_key, same_key_as, siglip
 from ..metrics.retrieval import retrieval_metrics

@@ -19,7 +19,8 @@ import numpy as np, torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, write_atomic, write_json
-from ..data.mvtec import MASK_FOLDERS, SUFFIXES, _entries, folders, open_image, to_rgb
+from ..data.anomaly_images import open_image, to_rgb
+from ..data.mvtec import MASK_FOLDERS, SUFFIXES, visible_entries, folders
 from ..core import DataWarning
 from ..metrics.pixel_anomaly import _key, _score, label_components
 from ..core import MetricWarning
@@ -724,12 +725,12 @@ def list_inputs(
     if root.is_file():
         if root.suffix.lower() not in SUFFIXES: raise DataError(f"{root}: '{root.suffix}' is not the ending of an image; give {', '.join(SUFFIXES)} or a folder")
         return [(root.name, root)]
-    if not root.is_dir(): raise DataError(f"{root}: no such image or folder{did_you_mean(root.name, [p.name for p in _entries(root.parent)]) if root.parent.is_dir() else ''}")
+    if not root.is_dir(): raise DataError(f"{root}: no such image or folder{did_you_mean(root.name, [p.name for p in visible_entries(root.parent)]) if root.parent.is_dir() else ''}")
     found,masks,waiting = [], [], [(root, ())]
     while waiting:
         folder,above = waiting.pop()
         chain = (*above, folder.resolve())
-        try: inside,images = folders(folder), [p for p in _entries(folder) if p.is_file() and p.suffix.lower() in SUFFIXES]
+        try: inside,images = folders(folder), [p for p in visible_entries(folder) if p.is_file() and p.suffix.lower() in SUFFIXES]
         except OSError as e: raise DataError(f'{folder}: cannot be read ({e.strerror}); make it readable, or move it away') from None
         found += images
         for p in inside:

@@ -20,8 +20,10 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import CheckpointError, ConfigError, DataError, VadnbError, pick_device
+from ..data.anomaly_images import AnomalyImages, collate, open_image, to_rgb, to_size
+from ..data.image_lists import check_split, choose_classes, class_names, hold_out
+from ..data.mvtec import read_folder, read_split
 from ..worlds.defects import PlantedDefects
-from ..data.mvtec import AnomalyImages, check_split, choose_classes, class_names, collate, hold_out, open_image, read_folder, read_split, to_rgb, to_size
 from ..losses.reconstruction import Criterion, criterion_rows
 from ..metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, pixel_metrics
 from ..core import MetricWarning

@@ -16,7 +16,8 @@ from PIL import Image
 
 # %% ../../nbs/worlds/07_textures.ipynb #1a34302e
 from ..core import ConfigError, DataError, did_you_mean, unwritten
-from ..data.mvtec import SUFFIXES, open_image, read_tree, to_rgb
+from ..data.anomaly_images import open_image, to_rgb
+from ..data.mvtec import SUFFIXES, read_tree
 from .stage import World, generator, make_world
 from .materials import TEXTURES
 from .defects import DEFECTS, PLANTING
