@@ -7,10 +7,9 @@ __all__ = ['chance_recall', 'retrieval_metrics']
 
 # %% ../../nbs/metrics/44_retrieval.ipynb #c84c01f1
 import math
-import warnings
 import numpy as np
 from ..core import DataError
-from ..core import MetricWarning
+from .ranking import warn_left_out
 
 # %% ../../nbs/metrics/44_retrieval.ipynb #45f40f85
 def _features(
@@ -19,12 +18,16 @@ def _features(
 )->np.ndarray: # float32, (n, D)
     "Checked unit features"
     x = x.detach().float().cpu().numpy() if hasattr(x, 'detach') else np.asarray(x)
-    if x.ndim!=2 or not x.size or x.dtype.kind!='f': raise DataError(f'{what}: one unit vector per row is needed, got {x.dtype} of shape {x.shape}')
+    if x.ndim!=2 or not x.size or x.dtype.kind!='f':
+        raise DataError(f'{what}: one unit vector per row is needed, got {x.dtype} of shape {x.shape}')
     x = x.astype(np.float32)
     length = np.linalg.norm(x, axis=1)
     # half precision rounds a length by a few thousandths
     wrong = ~(np.abs(length-1)<.01)
-    if wrong.any(): raise DataError(f'{what}: {int(wrong.sum())} of {len(x)} rows are not of length 1 (row {int(np.argmax(wrong))} has {length[np.argmax(wrong)]:.3g}); normalise the features before they are compared')
+    if wrong.any():
+        raise DataError(f'{what}: {int(wrong.sum())} of {len(x)} rows are not of length 1 '
+                        f'(row {int(np.argmax(wrong))} has {length[np.argmax(wrong)]:.3g}); '
+                        'normalise the features before they are compared')
     return x
 
 # %% ../../nbs/metrics/44_retrieval.ipynb #f7871812
@@ -66,6 +69,45 @@ def chance_recall(
     miss = [math.comb(m-int(r), k)/math.comb(m, k) for r in counts]
     return float(1-(np.array(miss)*times).sum()/times.sum())
 
+# %% ../../nbs/metrics/44_retrieval.ipynb #5e6d899e
+def _belongs(
+    same, # as `retrieval_metrics` takes it
+    n:int, m:int, # images and texts
+): # None, bool mask (n, m) or pair of integer arrays (n,), (m,)
+    "Checked word on what belongs together"
+    array = lambda x: x.detach().cpu().numpy() if hasattr(x, 'detach') else np.asarray(x)
+    if same is None:
+        if n!=m:
+            raise DataError(f'image and text: {n} and {m} rows; say in `same` which belong together')
+    elif isinstance(same, (tuple, list)):
+        same = tuple(map(array, same))
+        if [k.shape for k in same]!=[(n,), (m,)] or any(k.dtype.kind not in 'iu' for k in same):
+            raise DataError(f'same: needs an integer key for each of {n} images and of {m} texts, '
+                            f'got {[f"{k.dtype} of shape {k.shape}" for k in same]}')
+    else:
+        same = array(same)
+        if same.shape!=(n, m) or same.dtype!=bool:
+            raise DataError(f'same: must be a bool mask of shape ({n}, {m}), got {same.dtype} of shape {same.shape}')
+    return same
+
+def _one_way(
+    way:str, # 'image_to_text' or 'text_to_image', for keys and messages
+    queries:np.ndarray, candidates:np.ndarray, # unit, (n, D) and (m, D)
+    same, # of `_belongs`, from queries to candidates
+    ks, tolerance:float, # see `retrieval_metrics`
+)->tuple[dict,list]: # metrics; keys of what is left out
+    "Recall at K in one direction"
+    above,right = _wrong_above(queries, candidates, same, tolerance)
+    if (right==0).any():
+        query,_,candidate = way.split('_')
+        raise DataError(f"same: {query} {int(np.argmin(right))} belongs to no {candidate} "
+                        f'({int((right==0).sum())} of {len(right)}); leave it out')
+    res,m = {},len(candidates)
+    for k in (k for k in ks if k<m):
+        key = f'{way}_r{k}'
+        res[key],res[f'baseline/{key}/chance'] = float((above<k).mean()), chance_recall(right, m, k)
+    return res, [f'{way}_r{k}' for k in ks if k>=m]
+
 # %% ../../nbs/metrics/44_retrieval.ipynb #5e6d899d
 def retrieval_metrics(
     image, # unit features of clips or regions, tensor or array, (n, D)
@@ -73,27 +115,15 @@ def retrieval_metrics(
     same=None, # what belongs together: None, row i with row i; a bool mask (n, m); or a pair of integer keys (n,), (m,)
     ks=(1, 5, 10), # places
     tolerance:float=1e-6, # similarities that are nearer than this tie
-)->dict: # 'image_to_text_r1', 'text_to_image_r1' and so on, with 'baseline/image_to_text_r1/chance' beside each: floats in [0, 1]
-    "Recall at K in both directions; ties count against the model, every text of `same` is right. Raises `DataError`; R@K with K candidates or fewer is left out with a `MetricWarning`"
+)->dict: # 'image_to_text_r1', 'text_to_image_r1', ..., each with 'baseline/image_to_text_r1/chance': floats in [0, 1]
+    "Recall at K both ways; ties count against the model. Raises `DataError`; warns of R@K with K candidates or fewer"
     image,text = _features(image, 'image'),_features(text, 'text')
-    n,m = len(image),len(text)
-    if image.shape[1]!=text.shape[1]: raise DataError(f'image and text: features of {image.shape[1]} and {text.shape[1]} dimensions cannot be compared')
-    array = lambda x: x.detach().cpu().numpy() if hasattr(x, 'detach') else np.asarray(x)
-    if same is None and n!=m: raise DataError(f'image and text: {n} and {m} rows; say in `same` which belong together')
-    if isinstance(same, (tuple, list)):
-        same = tuple(map(array, same))
-        if [k.shape for k in same]!=[(n,), (m,)] or any(k.dtype.kind not in 'iu' for k in same): raise DataError(f'same: needs an integer key for each of {n} images and of {m} texts, got {[f"{k.dtype} of shape {k.shape}" for k in same]}')
-    elif same is not None:
-        same = array(same)
-        if same.shape!=(n, m) or same.dtype!=bool: raise DataError(f'same: must be a bool mask of shape ({n}, {m}), got {same.dtype} of shape {same.shape}')
+    if image.shape[1]!=text.shape[1]:
+        raise DataError(f'image and text: features of {image.shape[1]} and {text.shape[1]} dimensions '
+                        'cannot be compared')
+    same = _belongs(same, len(image), len(text))
     turned = same if same is None else same[::-1] if isinstance(same, tuple) else same.T
-    res,short = {},[]
-    for way,queries,candidates,belongs in (('image_to_text', image, text, same), ('text_to_image', text, image, turned)):
-        above,right = _wrong_above(queries, candidates, belongs, tolerance)
-        if (right==0).any(): raise DataError(f"same: {way.split('_')[0]} {int(np.argmin(right))} belongs to no {way.split('_')[2]} ({int((right==0).sum())} of {len(right)}); leave it out")
-        for k in ks:
-            key = f'{way}_r{k}'
-            if k>=len(candidates): short.append(key); continue
-            res[key],res[f'baseline/{key}/chance'] = float((above<k).mean()), chance_recall(right, len(candidates), k)
-    if short: warnings.warn(f"{', '.join(short)} {'is' if len(short)==1 else 'are'} left out: with that few candidates everything is among the first", MetricWarning, stacklevel=2)
-    return res
+    found,short = _one_way('image_to_text', image, text, same, ks, tolerance)
+    back,also = _one_way('text_to_image', text, image, turned, ks, tolerance)
+    warn_left_out(short+also, 'with that few candidates everything is among the first', 'left out')
+    return found|back
