@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['box_iou', 'box_tiou']
 
-# %% ../../nbs/metrics/47_boxes.ipynb #b59e0a80
+# %% ../../nbs/metrics/47_boxes.ipynb #e9c9ed45
 import numpy as np
 from ..core import DataError
 from .ranking import first_names
@@ -20,7 +20,7 @@ def box_iou(
     union = sum((v[...,2:]-v[...,:2]).prod(-1) for v in (a, b))-shared
     return np.divide(shared, union, out=np.zeros(np.shape(union)), where=union>0)
 
-# %% ../../nbs/metrics/47_boxes.ipynb #f813b618
+# %% ../../nbs/metrics/47_boxes.ipynb #369ad862
 def _checked_boxes(
     boxes, # (n, 4)
     where:str, # for messages
@@ -38,6 +38,7 @@ def _checked_boxes(
                         f'write x0 {less} x1 and y0 {less} y1 as shares of the picture, 0 to 1')
     return b
 
+# %% ../../nbs/metrics/47_boxes.ipynb #f52d5f4f
 def _annotated(
     name:str, # of the video
     own, annotated:tuple, scores, # its boxes, (frames, boxes) of the truth and its scores
@@ -59,7 +60,7 @@ def _annotated(
 
 # %% ../../nbs/metrics/47_boxes.ipynb #1c462ae5
 def box_tiou(
-    boxes:dict, # video name -> box of each source frame, x0, y0, x1, y1 as shares of the picture, (n, 4); no area: nothing seen
+    boxes:dict, # video name -> a box per source frame, shares of the picture, (n, 4); without area: nothing seen
     truth_boxes:dict, # video name -> (annotated frames (k,), boxes (k, 4))
     scores:dict, # video name -> (n,) anomaly score of each source frame
     threshold:float=0.5, # score from which a frame raises an alarm

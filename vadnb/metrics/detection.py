@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Segments', 'temporal_iou', 'match_detections', 'hits_average_precision', 'label_average_precision']
 
-# %% ../../nbs/metrics/41_detection.ipynb #54c79314
+# %% ../../nbs/metrics/41_detection.ipynb #1e13a33a
 from typing import NamedTuple
 import numpy as np
 
-# %% ../../nbs/metrics/41_detection.ipynb #e05e48a0
+# %% ../../nbs/metrics/41_detection.ipynb #3703276b
 class Segments(NamedTuple):
     "Segments of any number of videos, as columns"
     video:np.ndarray # index of the video, (n,) int
@@ -27,14 +27,14 @@ def temporal_iou(
     union = (end-start)+(other_end-other_start)-shared
     return np.divide(shared, union, out=np.zeros(np.shape(union)), where=union>0)
 
-# %% ../../nbs/metrics/41_detection.ipynb #3b9296c1
+# %% ../../nbs/metrics/41_detection.ipynb #b0844b96
 def _pairs(
     found:Segments, # detections, (n,) each
     truth:Segments, # events, (g,) each
     least:float, # overlap below which a pair is of no interest
     equal_overlap:str, # which of two events of equal overlap is tried first
-)->tuple[np.ndarray,np.ndarray,np.ndarray]: # detection, event and overlap of each pair, in the order in which they are tried
-    "Detections and events that can meet"
+)->tuple[np.ndarray,np.ndarray,np.ndarray]: # detection, event and overlap of each pair
+    "Detections and events that can meet, in the order in which they are tried"
     labels = 1+max(s.label.max(initial=0) for s in (found, truth))
     place,own = (s.video.astype(np.int64)*labels+s.label for s in (found, truth))
     by_place,ranked = np.argsort(own, kind='stable'),np.argsort(-found.score, kind='stable')
@@ -47,12 +47,12 @@ def _pairs(
     order = near[np.lexsort((event[near] if equal_overlap=='first' else -event[near], -iou[near], rank[near]))]
     return detection[order], event[order], iou[order]
 
-# %% ../../nbs/metrics/41_detection.ipynb #69f19ad4
+# %% ../../nbs/metrics/41_detection.ipynb #38ec31b2
 def match_detections(
     found:Segments, # detections, (n,) each; equal scores keep their order
     truth:Segments, # events, (g,) each
     tious, # thresholds of temporal intersection over union, above 0, (T,)
-    equal_overlap:str='first', # which of two events that a detection overlaps equally it takes: 'first' or 'last' of the list
+    equal_overlap:str='first', # which of two events that it overlaps equally a detection takes: 'first' or 'last'
 )->np.ndarray: # the event that each detection takes at each threshold, -1 for none, (T, n) int
     "Greedy matching by falling score, within video and label; every event is taken once"
     if equal_overlap not in ('first', 'last'):
@@ -65,7 +65,7 @@ def match_detections(
             if d!=last and free[e]: row[d],free[e],last = e,False,d
     return taken
 
-# %% ../../nbs/metrics/41_detection.ipynb #468eb710
+# %% ../../nbs/metrics/41_detection.ipynb #4e6a469a
 def hits_average_precision(
     hits:np.ndarray, # places of the hits among the detections by falling score, from 0, rising, (h,)
     events:int, # how many there are to be found, above 0
