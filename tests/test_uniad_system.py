@@ -11,7 +11,8 @@ from toy_system import FailAt, StopAt, curve, differences, rows
 from vadnb.core import CheckpointError, DataError, read_json
 from vadnb.data.defects import texture_world
 from vadnb.data.mvtec import AnomalyImages, read_tree, write_meta, write_tree_meta
-from vadnb.metrics.pixel_anomaly import SEVEN, image_scores, pixel_metrics
+from vadnb.metrics.anomaly_maps import image_scores
+from vadnb.metrics.pixel_anomaly import SEVEN, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
 from vadnb.systems.uniad import UniADSystem
 from vadnb.train.callbacks import Callback

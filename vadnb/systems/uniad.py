@@ -23,7 +23,9 @@ from ..core import CheckpointError, ConfigError, DataError, VadnbError, pick_dev
 from ..data.defects import PlantedDefects
 from ..data.mvtec import AnomalyImages, check_split, choose_classes, class_names, collate, hold_out, open_image, read_folder, read_split, to_rgb, to_size
 from ..losses.reconstruction import Criterion, criterion_rows
-from ..metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, pixel_metrics
+from ..metrics.anomaly_maps import image_scores
+from ..metrics.pixel_anomaly import SEVEN, pixel_metrics
+from ..metrics.pixel_stream import StreamingPixelMetrics
 from ..core import MetricWarning
 from ..models.uniad import MFCN, Backbone, UniAD, feature_size, neighbor_mask, read_reference
 from .image_prediction import Calibration, Case, ImagePrediction, ImagePredictions, case_sheet, enlarge, list_inputs, panels, telling_cases
