@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Segments', 'temporal_iou', 'match_detections', 'hits_average_precision', 'label_average_precision']
 
-# %% ../../nbs/metrics/41_detection.ipynb #1e13a33a
+# %% ../../nbs/metrics/41_detection.ipynb #54c79314
 from typing import NamedTuple
 import numpy as np
 
-# %% ../../nbs/metrics/41_detection.ipynb #3703276b
+# %% ../../nbs/metrics/41_detection.ipynb #e05e48a0
 class Segments(NamedTuple):
     "Segments of any number of videos, as columns"
     video:np.ndarray # index of the video, (n,) int
@@ -27,7 +27,7 @@ def temporal_iou(
     union = (end-start)+(other_end-other_start)-shared
     return np.divide(shared, union, out=np.zeros(np.shape(union)), where=union>0)
 
-# %% ../../nbs/metrics/41_detection.ipynb #b0844b96
+# %% ../../nbs/metrics/41_detection.ipynb #0b30f42e
 def _pairs(
     found:Segments, # detections, (n,) each
     truth:Segments, # events, (g,) each
@@ -37,7 +37,8 @@ def _pairs(
     "Detections and events that can meet, in the order in which they are tried"
     labels = 1+max(s.label.max(initial=0) for s in (found, truth))
     place,own = (s.video.astype(np.int64)*labels+s.label for s in (found, truth))
-    by_place,ranked = np.argsort(own, kind='stable'),np.argsort(-found.score, kind='stable')
+    can = np.flatnonzero(np.isin(place, own))
+    by_place,ranked = np.argsort(own, kind='stable'),can[np.argsort(-found.score[can], kind='stable')]
     first,stop = (np.searchsorted(own[by_place], place[ranked], side) for side in ('left', 'right'))
     n = stop-first
     rank = np.repeat(np.arange(len(ranked)), n)
@@ -47,7 +48,7 @@ def _pairs(
     order = near[np.lexsort((event[near] if equal_overlap=='first' else -event[near], -iou[near], rank[near]))]
     return detection[order], event[order], iou[order]
 
-# %% ../../nbs/metrics/41_detection.ipynb #38ec31b2
+# %% ../../nbs/metrics/41_detection.ipynb #a2d8b600
 def match_detections(
     found:Segments, # detections, (n,) each; equal scores keep their order
     truth:Segments, # events, (g,) each
@@ -65,7 +66,7 @@ def match_detections(
             if d!=last and free[e]: row[d],free[e],last = e,False,d
     return taken
 
-# %% ../../nbs/metrics/41_detection.ipynb #4e6a469a
+# %% ../../nbs/metrics/41_detection.ipynb #45e3b597
 def hits_average_precision(
     hits:np.ndarray, # places of the hits among the detections by falling score, from 0, rising, (h,)
     events:int, # how many there are to be found, above 0
@@ -84,10 +85,10 @@ def label_average_precision(
 )->np.ndarray: # (C, T); NaN where a label has no event
     "Average precision of each label at each threshold"
     taken = match_detections(found, truth, tious, equal_overlap)
-    order = np.argsort(-found.score, kind='stable')
     res = np.full((len(labels), len(tious)), np.nan)
     for row,label in zip(res, labels):
-        own,events = order[found.label[order]==label],int((truth.label==label).sum())
+        own,events = np.flatnonzero(found.label==label),int((truth.label==label).sum())
+        own = own[np.argsort(-found.score[own], kind='stable')]
         for i,hit in enumerate(taken[:,own]>=0):
             if events: row[i] = hits_average_precision(np.flatnonzero(hit), events, interpolated)
     return res
