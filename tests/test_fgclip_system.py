@@ -7,7 +7,9 @@ from vadnb.data.convert import from_ucf_annotation
 from vadnb.data.sampling import uniform_indices
 from vadnb.worlds.street import street_world
 from vadnb.data.video import VideoReader, write_video
-from vadnb.metrics.video_anomaly import frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
+from vadnb.metrics.events import temporal_map
+from vadnb.metrics.intervals import frame_intervals, per_class_metrics
+from vadnb.metrics.video_anomaly import frame_metrics, trivial_baselines
 from vadnb.models import clip
 from vadnb.models.aggregate import unit
 from vadnb.systems import fgclip

@@ -6,7 +6,7 @@ from PIL import Image
 from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError
 from vadnb.data.anomaly_images import open_image
 from vadnb.core import DataWarning
-from vadnb.metrics.pixel_anomaly import image_scores
+from vadnb.metrics.anomaly_maps import image_scores
 from vadnb.core import MetricWarning
 from vadnb.plots import figure_bytes
 from vadnb.systems.image_prediction import (RATES, Calibration, Case, ImagePrediction, ImagePredictions, Thresholds, case_sheet, conformal_threshold, contact_sheet,

@@ -13,7 +13,8 @@ from vadnb.worlds.textures import texture_world
 from vadnb.data.anomaly_images import AnomalyImages
 from vadnb.data.image_lists import write_meta
 from vadnb.data.mvtec import read_tree, write_tree_meta
-from vadnb.metrics.pixel_anomaly import SEVEN, image_scores, pixel_metrics
+from vadnb.metrics.anomaly_maps import image_scores
+from vadnb.metrics.pixel_anomaly import SEVEN, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
 from vadnb.systems.uniad import UniADSystem
 from vadnb.train.callbacks import Callback

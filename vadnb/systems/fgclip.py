@@ -29,7 +29,10 @@ from ..data.video import VideoReader
 from ..losses.contrastive import bank_info_nce, gather_rows, hard_negative, mean_over_ranks, n_candidates, retrieval_at_1, same_key, same_key_as, siglip
 from ..metrics.retrieval import retrieval_metrics
 from ..core import MetricWarning
-from ..metrics.video_anomaly import box_tiou, frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
+from ..metrics.boxes import box_tiou
+from ..metrics.events import temporal_map
+from ..metrics.intervals import frame_intervals, per_class_metrics
+from ..metrics.video_anomaly import frame_metrics, trivial_baselines
 from ..models.aggregate import grouped_mean, masked_mean, unit
 from ..models.clip import CLIP, clip_tokenizer
 from ..models.memory_bank import MemoryBank

@@ -22,7 +22,7 @@ from ..core import CheckpointError, ConfigError, DataError, did_you_mean, write_
 from ..data.anomaly_images import open_image, to_rgb
 from ..data.mvtec import MASK_FOLDERS, SUFFIXES, visible_entries, folders
 from ..core import DataWarning
-from ..metrics.pixel_anomaly import _key, _score, label_components
+from ..metrics.anomaly_maps import falling_key, key_score, label_components
 from ..core import MetricWarning
 from ..plots import GRID, INK, MUTED, OTHER, SERIES
 from ..plots import _heat, _image, draw_heat, figure_bytes, heat_bar, new_figure, save_figure, short, words
@@ -69,13 +69,13 @@ def pixel_quantiles(
     count,top,n = np.zeros(1<<20, np.int64), np.full(1<<20, 2**32-1, np.uint32), 0
     for n,m in enumerate(maps, 1):
         # the higher the score, the lower its key
-        key = _key(np.float32(_heat(m, f'map {n} of the normal images'))).ravel()
+        key = falling_key(np.float32(_heat(m, f'map {n} of the normal images'))).ravel()
         bins = key>>12
         np.add.at(count, bins, 1); np.minimum.at(top, bins, key)
     if not n: raise DataError('no map of a normal image; at least one is needed to set a threshold')
     seen = np.cumsum(count)
     allowed = [int(Fraction(repr(r))*int(seen[-1])) for r in RATES]
-    return _score(top[np.searchsorted(seen, allowed, 'right')]), n, int(seen[-1])
+    return key_score(top[np.searchsorted(seen, allowed, 'right')]), n, int(seen[-1])
 
 # %% ../../nbs/systems/58_image_prediction.ipynb #c578ec11
 @dataclass(frozen=True)

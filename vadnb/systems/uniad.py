@@ -25,7 +25,9 @@ from ..data.image_lists import check_split, choose_classes, class_names, hold_ou
 from ..data.mvtec import read_folder, read_split
 from ..worlds.defects import PlantedDefects
 from ..losses.reconstruction import Criterion, criterion_rows
-from ..metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, pixel_metrics
+from ..metrics.anomaly_maps import image_scores
+from ..metrics.pixel_anomaly import SEVEN, pixel_metrics
+from ..metrics.pixel_stream import StreamingPixelMetrics
 from ..core import MetricWarning
 from ..models.uniad import MFCN, Backbone, UniAD, feature_size, neighbor_mask, read_reference
 from .image_prediction import Calibration, Case, ImagePrediction, ImagePredictions, case_sheet, enlarge, list_inputs, panels, telling_cases
