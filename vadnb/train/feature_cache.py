@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
-from ..core import ConfigError, DataError, did_you_mean, unwritten, write_atomic
-from .checkpoint import LOCKS, sync_folder
+from ..core import ConfigError, DataError, LOCKS, did_you_mean, sync_folder, unwritten, write_atomic
 
 # %% ../../nbs/train/56_feature_cache.ipynb #e2e537e6
 def pack(
