@@ -4,8 +4,11 @@ from types import SimpleNamespace
 import pytest, torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from vadnb.core import ConfigError, DataError
+from vadnb.data import shards as in_files, store
+from vadnb.data.shards import row_bytes
+from vadnb.data.store import folder_name
 from vadnb.train import feature_cache
-from vadnb.train.feature_cache import CachedFeatures, cached, folder_name, row_bytes
+from vadnb.train.feature_cache import CachedFeatures, cached
 
 KEY = 'enc'
 # tensors are so small here that torch starts no threads: forking is safe
@@ -37,14 +40,14 @@ def data(tmp_path):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     "Shards of three rows"
-    monkeypatch.setattr(feature_cache, 'SHARD_BYTES', 3*ROW)
-    feature_cache.VERIFIED.clear()
+    monkeypatch.setattr(store, 'SHARD_BYTES', 3*ROW)
+    in_files.VERIFIED.clear()
 
 ROW = row_bytes(dict(feature=torch.zeros(1, 3, 8, 8), mask=torch.zeros(1, 8, dtype=torch.uint8), label=torch.zeros(1, dtype=torch.int64)))
 
 def ask(data, folder, **more):
     "The cache, as a process that starts would get it, and what it said"
-    feature_cache.VERIFIED.clear()
+    in_files.VERIFIED.clear()
     said = []
     return cached(data, **(dict(encode=encode, key=KEY, mode='disk', folder=folder, batch_size=2, say=said.append) | more)), said
 
@@ -65,7 +68,7 @@ def test_computed_once(data, tmp_path):
     cache,said = ask(first, tmp_path/'c')
     assert sorted(first.decoded)==[*range(12)] and [p.name for p in shards(tmp_path/'c')]==[f'00000{n}.safetensors' for n in (1, 2, 3, 4)]
     assert said==[f'feature cache: 12 images, {12*ROW/1000:.3g} kB, in {tmp_path/"c"}: 0 rows found, 12 to compute']
-    assert cache.nbytes==12*(ROW-feature_cache.ROW) and cache.fingerprint()==first.fingerprint() and cache.classes==['a', 'b']
+    assert cache.nbytes==12*(ROW-in_files.ROW) and cache.fingerprint()==first.fingerprint() and cache.classes==['a', 'b']
     second = data([7, 3, 11])
     cache,_ = ask(second, tmp_path/'c')
     assert second.decoded==[]
@@ -94,8 +97,8 @@ def test_a_changed_file_is_computed_again(data, tmp_path):
 
 def test_checked_once_per_process(data, tmp_path, monkeypatch):
     ask(data(), tmp_path/'c')
-    seen,true = [],feature_cache.checksum
-    monkeypatch.setattr(feature_cache, 'checksum', lambda *words: seen.append(1) or true(*words))
+    seen,true = [],in_files.checksum
+    monkeypatch.setattr(in_files, 'checksum', lambda *words: seen.append(1) or true(*words))
     ask(data(), tmp_path/'c')
     assert len(seen)==4
     cached(data([1, 2]), encode, KEY, 'disk', tmp_path/'c', say=lambda line: None)
@@ -193,12 +196,12 @@ def test_more_than_allowed(data, tmp_path, mode):
     right(ask(data(), tmp_path/'c', mode=mode, limit_gb=12*ROW/1e9)[0], data())
 
 def test_no_room_on_the_disk(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=11*ROW))
+    monkeypatch.setattr(store.shutil, 'disk_usage', lambda path: SimpleNamespace(free=11*ROW))
     with pytest.raises(ConfigError, match='cache_folder: .* has .* kB free, needed are'): ask(data(), tmp_path/'c')
     cache,said = ask(data(), tmp_path/'c', mode='auto')
     assert 'in memory, because cache_folder' in said[0] and not shards(tmp_path/'c')
     right(cache, data())
-    monkeypatch.setattr(feature_cache, 'available_memory', lambda: 23*ROW)          # auto takes no more than half
+    monkeypatch.setattr(store, 'available_memory', lambda: 23*ROW)          # auto takes no more than half
     raw = data()
     same,said = ask(raw, tmp_path/'c', mode='auto')
     assert same is raw and len(said)==1 and 'cache_folder: ' in said[0] and 'of memory are needed' in said[0]

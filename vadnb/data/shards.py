@@ -7,7 +7,7 @@ __all__ = ['CONTENTS', 'VERSION', 'ROW', 'VERIFIED', 'file_mark', 'content_of', 
            'row_bytes', 'Shard', 'checksum', 'NoPlace', 'write_shard', 'map_shard', 'read_shard', 'check_alike', 'Rows',
            'in_groups']
 
-# %% ../../nbs/data/17_shards.ipynb #e3cbdaaf
+# %% ../../nbs/data/17_shards.ipynb #b8620543
 import hashlib
 import json
 import math
@@ -25,7 +25,7 @@ from ..core import ConfigError
 from ..core import DataError
 from ..core import write_atomic
 
-# %% ../../nbs/data/17_shards.ipynb #de5b3854
+# %% ../../nbs/data/17_shards.ipynb #67a6f378
 CONTENTS = {} # digests of files, by `file_mark`
 
 def file_mark(
@@ -47,7 +47,7 @@ def content_of(
         return CONTENTS[mark]
     except OSError as e: raise DataError(f'{path}: cannot be read ({e.strerror}); check the path') from None
 
-# %% ../../nbs/data/17_shards.ipynb #1d610fd1
+# %% ../../nbs/data/17_shards.ipynb #6fca544a
 def settings_key(
     name:str, # what is made, for the eye
     **settings, # all that the rows depend on beside their content; plain values
@@ -57,7 +57,7 @@ def settings_key(
     except (TypeError, ValueError) as e:
         raise DataError(f'{name}: the settings {settings} cannot be a key ({e}); use numbers, texts, lists') from None
 
-# %% ../../nbs/data/17_shards.ipynb #d72b99dc
+# %% ../../nbs/data/17_shards.ipynb #7935c9cb
 def pack(
     x:Tensor, # bool, (n, ...)
 )->Tensor: # uint8, (n, bytes)
@@ -72,7 +72,7 @@ def unpack(
     flat = np.unpackbits(bits.numpy(), axis=-1, count=math.prod(shape)).view(bool)
     return torch.from_numpy(flat).reshape((*bits.shape[:-1], *shape))
 
-# %% ../../nbs/data/17_shards.ipynb #1a810db0
+# %% ../../nbs/data/17_shards.ipynb #876d3e91
 VERSION = 1 # of the layout of a file
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Words:
     maker:str='setting' # what a key identifies
     folder:str='folder' # setting that names the folder
     limit:str='limit_gb' # setting that bounds it, in GB
+    memory:str='memory' # setting that asks for memory
+    elsewhere:str='keep them in a folder' # what to do when memory does not suffice
 
 ROW = 1024 # bytes that a row may take beside its tensors: its name, its part of the header
 
@@ -92,7 +94,7 @@ def row_bytes(
     "What a row takes on disk"
     return ROW+sum(v[0].nbytes for v in tensors.values())
 
-# %% ../../nbs/data/17_shards.ipynb #4b01fe10
+# %% ../../nbs/data/17_shards.ipynb #4b19c799
 @dataclass(eq=False)
 class Shard:
     "Rows in one block, in a mapped file or in memory; `Shard.of` makes one from tensors"
@@ -123,7 +125,7 @@ class Shard:
     def __reduce_ex__(self, protocol):
         return (map_shard, (self.path, self.key, self.words)) if self.path else super().__reduce_ex__(protocol)
 
-# %% ../../nbs/data/17_shards.ipynb #81c37455
+# %% ../../nbs/data/17_shards.ipynb #9cfe5e9f
 @patch(cls_method=True)
 def of(cls:Shard,
     names:list, # of the rows: texts without spaces
@@ -144,7 +146,7 @@ def of(cls:Shard,
         seen.add(v.data_ptr())
     return cls(names, held, {n: tuple(v.shape[1:]) for n,v in tensors.items() if v.dtype==torch.bool})
 
-# %% ../../nbs/data/17_shards.ipynb #7c17b096
+# %% ../../nbs/data/17_shards.ipynb #0cd0ce2d
 def checksum(
     tensors:dict, # name -> tensor
     *words, # text that must not change either
@@ -155,7 +157,7 @@ def checksum(
     for _,t in sorted(tensors.items()): h.update(t.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../../nbs/data/17_shards.ipynb #c473e255
+# %% ../../nbs/data/17_shards.ipynb #14b7fcb5
 class NoPlace(ConfigError): "Rows cannot be kept here; perhaps elsewhere"
 
 def write_shard(
@@ -172,7 +174,7 @@ def write_shard(
     write_atomic(path, data, lambda why: NoPlace(f'{words.folder}: {why}'))
     return map_shard(path, key, words)
 
-# %% ../../nbs/data/17_shards.ipynb #9e595887
+# %% ../../nbs/data/17_shards.ipynb #0a282ca8
 def map_shard(
     path:Path, # file to map
     key:str, # settings that it must be of
@@ -195,7 +197,7 @@ def map_shard(
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError) as e:
         raise DataError(f'{path}: is damaged ({e})') from None
 
-# %% ../../nbs/data/17_shards.ipynb #0e172ddf
+# %% ../../nbs/data/17_shards.ipynb #0cbfdee5
 VERIFIED = set() # marks of files whose checksum was right
 
 def read_shard(
@@ -216,7 +218,7 @@ def read_shard(
     VERIFIED.add(mark)
     return shard
 
-# %% ../../nbs/data/17_shards.ipynb #9ae14b03
+# %% ../../nbs/data/17_shards.ipynb #f4193aea
 def check_alike(
     shards:list, # `Shard`s of one key
 ):
@@ -227,7 +229,7 @@ def check_alike(
         raise DataError(f"{one}: holds rows of other shapes than {other} under one key, '{s.key}'; "
                         f'give each {maker} a key of its own, and remove the files of the wrong one')
 
-# %% ../../nbs/data/17_shards.ipynb #4b258e49
+# %% ../../nbs/data/17_shards.ipynb #f70c117d
 class Rows:
     "Rows by position: `[i]` is a row, `[a:b]` or `[list]` one tensor per name; all are copies"
     def __init__(self,
@@ -252,7 +254,7 @@ class Rows:
         parts = [self.shards[p[0,0] if len(p) else 0].rows(p[:,1]) for p in parts]
         return parts[0] if len(parts)==1 else {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
 
-# %% ../../nbs/data/17_shards.ipynb #b9e14396
+# %% ../../nbs/data/17_shards.ipynb #bfdf28da
 def in_groups(
     batches, # of `Shard`s in memory, of any length
     n:int, # rows per group

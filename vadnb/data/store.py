@@ -6,7 +6,7 @@
 __all__ = ['SHARD_BYTES', 'Wanted', 'OverLimit', 'amount', 'check_limit', 'available_memory', 'keep_in_memory', 'folder_name',
            'Store', 'to_drop', 'sizes']
 
-# %% ../../nbs/data/18_store.ipynb #6663d4fa
+# %% ../../nbs/data/18_store.ipynb #3f445a54
 import fcntl
 import hashlib
 import math
@@ -33,7 +33,7 @@ from .shards import read_shard
 from .shards import row_bytes
 from .shards import write_shard
 
-# %% ../../nbs/data/18_store.ipynb #8f68c764
+# %% ../../nbs/data/18_store.ipynb #8a2b5820
 @dataclass
 class Wanted:
     "Rows that are asked for by name, and how to compute them"
@@ -51,7 +51,7 @@ class Wanted:
         there = {d for s in shards for d in s.names}
         return [d for d in self.names if d not in there]
 
-# %% ../../nbs/data/18_store.ipynb #727e1183
+# %% ../../nbs/data/18_store.ipynb #ff384d50
 class OverLimit(NoPlace): "The rows are larger than the settings allow, wherever they lie"
 
 def amount(
@@ -61,7 +61,7 @@ def amount(
     unit,name = next(((u, s) for u,s in ((1e9, 'GB'),(1e6, 'MB')) if n>=u), (1e3, 'kB'))
     return f'{n/unit:.3g} {name}'
 
-# %% ../../nbs/data/18_store.ipynb #d0d3701c
+# %% ../../nbs/data/18_store.ipynb #bf8c454d
 def check_limit(
     want:Wanted, # rows asked for
     row:int, # bytes of each
@@ -89,7 +89,7 @@ def available_memory()->int: # bytes
         except (OSError, ValueError): pass   # no such limit
     return max(min(found), 0)
 
-# %% ../../nbs/data/18_store.ipynb #a96150e3
+# %% ../../nbs/data/18_store.ipynb #275ae2f6
 def keep_in_memory(
     want:Wanted, # rows asked for
     limit:float, # bytes that may be held
@@ -104,8 +104,8 @@ def keep_in_memory(
     needs = check_limit(want, row, limit, words)
     free = share*available_memory()/int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     if needs>free:
-        raise NoPlace(f'cache: {amount(needs)} of memory are needed by each process, {amount(free)} may be taken; '
-                      f'use cache disk with a {words.folder}, or off')
+        raise NoPlace(f'{words.memory}: {amount(needs)} of memory are needed by each process, {amount(free)} may be '
+                      f'taken; {words.elsewhere}')
     say(f'{words.name}: {want.what}{want.more}, {amount(needs)}, in memory{why}')
     res = {n: torch.empty(len(want.names), *v.shape[1:], dtype=v.dtype) for n,v in first.tensors.items()}
     k = 0
@@ -114,7 +114,7 @@ def keep_in_memory(
         k += len(batch.names)
     return [Shard(want.names, res, first.bits, words=words)]
 
-# %% ../../nbs/data/18_store.ipynb #b5c67206
+# %% ../../nbs/data/18_store.ipynb #9a9e880d
 def folder_name(
     key:str, # all settings
 )->str: # name of its folder
@@ -133,7 +133,7 @@ class Store:
     say:object=print # told every decision, one line each
     def __post_init__(self): self.folder = Path(self.root)/folder_name(self.key)
 
-# %% ../../nbs/data/18_store.ipynb #9ec50d9c
+# %% ../../nbs/data/18_store.ipynb #c5b96b28
 @patch
 @contextmanager
 def locked(self:Store,
@@ -155,7 +155,7 @@ def locked(self:Store,
     try: yield
     finally: fcntl.flock(handle, fcntl.LOCK_UN); handle.close()
 
-# %% ../../nbs/data/18_store.ipynb #9a9746fc
+# %% ../../nbs/data/18_store.ipynb #8c2ee6d7
 @patch
 def look(self:Store)->tuple: # whole shards in the order of their names, {path: what is wrong with it}, temporary files
     "What lies in the folder"
@@ -177,7 +177,7 @@ def unlink(self:Store,
         why = f'{p} cannot be removed ({e.strerror}); remove it, or choose another folder'
         raise NoPlace(f'{self.words.folder}: {why}') from None
 
-# %% ../../nbs/data/18_store.ipynb #8c1c53e2
+# %% ../../nbs/data/18_store.ipynb #1a707866
 @patch
 def tidy(self:Store)->list: # whole shards
     "Remove what no reader may use: damaged and foreign shards, and what kills have left behind"
@@ -186,7 +186,7 @@ def tidy(self:Store)->list: # whole shards
     for why in broken.values(): self.say(f'{self.words.name}: {why}; removed, its rows are computed again')
     return shards
 
-# %% ../../nbs/data/18_store.ipynb #378f4427
+# %% ../../nbs/data/18_store.ipynb #7dfce1c6
 def to_drop(
     shards:list, # whole `Shard`s of a folder
     wanted, # names of the rows asked for
@@ -202,7 +202,7 @@ def to_drop(
         kept.remove(s); drop.append(s)
     return drop
 
-# %% ../../nbs/data/18_store.ipynb #97c8cccd
+# %% ../../nbs/data/18_store.ipynb #b44c962b
 def sizes(
     folder:Path, # of a store
 )->dict: # file -> bytes
@@ -232,7 +232,7 @@ def make_room(self:Store,
         raise OverLimit(f'{self.words.limit}: {self.folder.name} needs {amount(used+needs)}, allowed are '
                         f'{amount(self.limit)}; set {self.words.limit} to {math.ceil((used+needs)/1e7)/100:g} or more')
 
-# %% ../../nbs/data/18_store.ipynb #fd37b725
+# %% ../../nbs/data/18_store.ipynb #810d7beb
 @patch
 def write(self:Store,
     groups, # yields `Shard`s in memory, a file each; the folder is held alone
@@ -248,7 +248,7 @@ def write(self:Store,
     except OSError as e: raise NoPlace(f'{self.words.folder}: {unwritten(self.folder, e)}') from None
     return res
 
-# %% ../../nbs/data/18_store.ipynb #0dc6582e
+# %% ../../nbs/data/18_store.ipynb #b31b442b
 @patch
 def told(self:Store,
     want:Wanted, # rows asked for
@@ -272,7 +272,7 @@ def found(self:Store,
         self.told(want, needs, f'all found in {self.root}')
         return shards
 
-# %% ../../nbs/data/18_store.ipynb #3b7d0c27
+# %% ../../nbs/data/18_store.ipynb #01eb9c18
 @patch
 def keep(self:Store,
     want:Wanted, # rows asked for
@@ -298,7 +298,7 @@ def drop(self:Store,
     self.say(f'{self.words.name}: removed {names} ({size}) from {self.root}, to stay below {amount(self.limit)}; '
              f'{self.words.limit} sets how much may be kept')
 
-# %% ../../nbs/data/18_store.ipynb #3efc2cf7
+# %% ../../nbs/data/18_store.ipynb #3d9254b6
 SHARD_BYTES = 64<<20 # most that a file holds
 
 @patch
