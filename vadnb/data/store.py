@@ -51,6 +51,16 @@ class Wanted:
         there = {d for s in shards for d in s.names}
         return [d for d in self.names if d not in there]
 
+    def batches(self, names, later=False): # what `compute` yields, held to its word
+        left,spec = list(names),None
+        for s in self.compute(names, later):
+            spec = spec or s.spec()
+            if s.names!=left[:len(s.names)] or s.spec()!=spec:
+                raise DataError(f"{self.what}: '{s.names[0]}' came with other rows or shapes than were asked for")
+            left = left[len(s.names):]
+            yield s
+        if left: raise DataError(f"{self.what}: '{left[0]}' was asked for and not computed")
+
 # %% ../../nbs/data/18_store.ipynb #ff384d50
 class OverLimit(NoPlace): "The rows are larger than the settings allow, wherever they lie"
 
@@ -99,7 +109,8 @@ def keep_in_memory(
     words:Words=Words(), # how it is told
 )->list: # one `Shard` that holds all rows
     "All rows, computed into tensors of this process; `NoPlace` when they do not fit"
-    first = next(iter(want.compute(want.names[:want.first], False)))
+    started = want.batches(want.names[:want.first])
+    first = next(started)
     row = row_bytes(first.tensors)
     needs = check_limit(want, row, limit, words)
     free = share*available_memory()/int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -109,7 +120,7 @@ def keep_in_memory(
     say(f'{words.name}: {want.what}{want.more}, {amount(needs)}, in memory{why}')
     res = {n: torch.empty(len(want.names), *v.shape[1:], dtype=v.dtype) for n,v in first.tensors.items()}
     k = 0
-    for batch in chain([first], want.compute(want.names[want.first:], True)):
+    for batch in chain([first], started, want.batches(want.names[want.first:], True)):
         for n,v in batch.tensors.items(): res[n][k:k+len(batch.names)] = v
         k += len(batch.names)
     return [Shard(want.names, res, first.bits, words=words)]
@@ -218,8 +229,10 @@ def make_room(self:Store,
     needs:int, # bytes to be written, 0 for none; the common folder is held
 ):
     "Remove other stores below the root, the longest unused first, until the limit leaves room; else `OverLimit`"
-    locks = sorted(Path(self.root).glob('v*/.lock'), key=lambda p: p.stat().st_mtime_ns)
-    held = {p.parent: sizes(p.parent) for p in locks}
+    try:
+        locks = sorted(Path(self.root).glob('v*/.lock'), key=lambda p: p.stat().st_mtime_ns)
+        held = {p.parent: sizes(p.parent) for p in locks}
+    except OSError as e: raise NoPlace(f'{self.words.folder}: {unwritten(self.root, e)}') from None
     used = sum(sum(files.values()) for files in held.values())
     for folder,files in held.items():
         if used+needs<=self.limit: return
@@ -284,7 +297,7 @@ def keep(self:Store,
     with self.locked(True):
         shards = self.tidy()
         probe = want.missing(shards)[:want.first]
-        first = list(want.compute(probe, False)) if probe else []
+        first = list(want.batches(probe)) if probe else []
         return self.fill(want, shards, probe, first)
 
 @patch
@@ -320,5 +333,5 @@ def fill(self:Store,
                       'free some space or choose another folder')
     self.drop(drop)
     self.told(want, needs, f'in {self.root}: {len(want.names)-todo} rows found, {todo} to compute')
-    batches = chain(first, want.compute(later, True) if later else [])
+    batches = chain(first, want.batches(later, True) if later else [])
     return shards+self.write(in_groups(batches, max(SHARD_BYTES//row, 1)))
