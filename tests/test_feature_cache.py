@@ -1,7 +1,8 @@
 "The feature cache where it could be wrong: killed, damaged, too large, shared, out of place"
-import hashlib, multiprocessing, os, pickle, signal, time
+import hashlib, json, multiprocessing, os, pickle, signal, time
 from types import SimpleNamespace
-import pytest, torch
+import numpy as np, pytest, torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, default_collate
 from vadnb.core import ConfigError, DataError
 from vadnb.data import shards as in_files, store
@@ -292,6 +293,62 @@ def test_off_touches_nothing(data, tmp_path):
         assert same is raw and len(said)==1 and 'augmented' in said[0]
     assert raw.decoded==[] and not (tmp_path/'c').exists()
     with pytest.raises(DataError, match='empty'): ask(data([]), tmp_path/'c')
+
+def test_a_cache_of_an_earlier_day_is_read(data, tmp_path):
+    "The layout `vadnb-features-1`, written here by hand"
+    raw,folder = data(range(6)),tmp_path/'c'/f"v1-enc-{hashlib.blake2b(b'enc', digest_size=6).hexdigest()}"
+    folder.mkdir(parents=True)
+    for k in (0, 3):
+        some = [raw[i] for i in range(k, k+3)]
+        bits = torch.stack([s['mask'] for s in some]).reshape(3, 64).numpy()
+        tensors = dict(feature=encode(torch.stack([s['image'] for s in some])), mask=torch.from_numpy(np.packbits(bits, 1)),
+                       label=torch.stack([s['label'] for s in some]))
+        names = ' '.join(raw.content(i) for i in range(k, k+3))
+        words = dict(format='vadnb-features-1', key='enc', digests=names, bits='{"mask": [8, 8]}')
+        facts = [(n, str(t.dtype), list(t.shape)) for n,t in sorted(tensors.items())]
+        check = hashlib.blake2b(json.dumps([*words.values(), facts]).encode(), digest_size=16)
+        for _,t in sorted(tensors.items()): check.update(t.numpy().tobytes())
+        save_file(tensors, folder/f'00000{k//3+1}.safetensors', dict(words, checksum=check.hexdigest()))
+    again = data(range(6))
+    cache,said = ask(again, tmp_path/'c')
+    assert again.decoded==[] and said==[f'feature cache: 6 images, {6*ROW/1000:.3g} kB, all found in {tmp_path/"c"}']
+    right(cache, again)
+
+class Clips(Dataset):
+    "Samples without an image"
+    augmented,classes,noun = False,['all'],'clips'
+    def __len__(self): return 7
+    def content(self, i): return f'clip{i}'
+    def tags(self, i): return dict(name=f'clip {i}')
+    def fingerprint(self): return '7 clips'
+    def __getitem__(self, i):
+        gen = torch.Generator().manual_seed(i)
+        return dict(frames=torch.randint(0, 256, (4, 3, 8, 8), generator=gen).byte(), fps=torch.tensor(25.+i),
+                    segments=torch.tensor([[0., i]]), **self.tags(i))
+
+@pytest.mark.parametrize('mode', ['disk', 'memory'])
+def test_any_tensors_in_and_out(tmp_path, mode):
+    def look(frames, fps):
+        assert frames.shape[1:]==(4, 3, 8, 8) and frames.dtype==torch.uint8 and fps.shape==frames.shape[:1]
+        mean = frames.float().mean((2, 3, 4))
+        return dict(mean=mean.half(), rate=mean*fps[:,None], bright=mean>127, best=mean.argmax(1))
+    clips = Clips()
+    for _ in range(2):
+        cache,said = ask(clips, tmp_path/'c', mode=mode, encode=look, inputs=('frames', 'fps'))
+        assert '7 clips' in said[0]
+        for got,s in zip(cache, clips, strict=True):
+            want = {n: v[0] for n,v in look(s['frames'][None], s['fps'][None]).items()} | dict(segments=s['segments'])
+            assert got.keys()==want.keys() | {'name'} and got['name']==s['name']
+            for n,v in want.items():
+                assert got[n].dtype==v.dtype
+                torch.testing.assert_close(got[n], v)
+    one,_ = ask(clips, None, mode='memory', encode=lambda x: x.float().mean((1, 2, 3, 4)), inputs='frames')
+    assert {n: v.shape for n,v in one[0].items() if n!='name'}==dict(feature=(), fps=(), segments=(1, 2))
+    for inputs,says in (('image', 'clip 0, image: is missing; an encoder takes tensors, and `inputs` names them'),
+                        (('frames', 'name'), 'clip 0, name: is str')):
+        with pytest.raises(DataError, match=says): ask(clips, None, mode='memory', encode=look, inputs=inputs)
+    with pytest.raises(DataError, match='clip 0: its rate holds NaN or infinity; .* then the frames'):
+        ask(clips, None, mode='memory', encode=lambda x: dict(rate=x.float().mean((1, 2, 3, 4))*float('nan')), inputs='frames')
 
 def test_keys_have_folders_of_their_own(tmp_path):
     names = {folder_name(k) for k in ('a/b', 'a b', '../..', 'a'*300, 'a'*301, 'é', '')}

@@ -115,7 +115,7 @@ class Shard:
         return {n: unpack(v[k], self.bits[n]) if n in self.bits else v[k].clone() for n,v in self.tensors.items()}
 
     def rows(self, ks)->dict: # name -> (len(ks), ...), copies
-        ks = np.asarray(ks)
+        ks = np.ascontiguousarray(ks, dtype=np.int64)
         there = slice(int(ks[0]), int(ks[-1])+1) if len(ks) and (np.diff(ks)==1).all() else torch.from_numpy(ks)
         some = {n: v[there] for n,v in self.tensors.items()}
         return {n: unpack(v, self.bits[n]) if n in self.bits else v.clone() if isinstance(there, slice) else v
