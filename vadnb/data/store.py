@@ -157,7 +157,7 @@ def locked(self:Store,
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder/'.lock', 'a')
         LOCKS.add(handle)                   # a forked child closes its copy at birth
-        os.utime(folder/'.lock')            # when it was last asked for
+        if self.shared: os.utime(folder/'.lock')      # when it was last asked for
         try: fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if folder==self.folder: self.say(f'{self.words.name}: waits for another process that works in {folder}')
