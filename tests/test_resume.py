@@ -8,7 +8,7 @@ from vadnb.core import CheckpointError, DataError, set_seed
 from vadnb.train.callbacks import Averaging, Callback, Evaluate
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, write_part
 from vadnb.train.learner import EpochBatches, fit, lr_find
-from vadnb.train.optim import lr_factor, make_optimizer, set_lr
+from vadnb.train.optim import lr_at, make_optimizer, set_lr
 
 # 23 points in batches of 4: 5 micro-batches an epoch, in steps of 2, 2 and 1; 12 steps in 4 epochs
 SETTINGS = {
@@ -145,7 +145,7 @@ def reference(cfg, steps):
         batch = toy.collate([data.draw(i, np.random.default_rng([cfg.seed, epoch, i])) for epoch,i in group if i not in data.bad])
         toy.loss(batch)['loss'].backward()
         norms.append(torch.nn.utils.clip_grad_norm_(toy.parameters(), cfg.optim.clip or float('inf')).item())
-        set_lr(optimizer, lr_factor(cfg.optim, step, t.steps, per_epoch))
+        set_lr(optimizer, lambda peak: lr_at(cfg.optim, peak, step, per_epoch, t.steps))
         optimizer.step(); optimizer.zero_grad()
     return toy.state_dict(), norms
 

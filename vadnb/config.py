@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['class_source', 'field_comments', 'config_keys', 'type_name', 'key_type', 'help_formatter', 'config_parser', 'refused',
-           'nearest_key', 'flatten', 'check_keys', 'from_dict', 'build_config', 'finite', 'shipped_configs',
-           'find_config', 'to_yaml', 'config_changes']
+           'nearest_key', 'flatten', 'check_keys', 'from_dict', 'finite', 'check_rules', 'build_config',
+           'shipped_configs', 'find_config', 'to_yaml', 'config_changes']
 
 # %% ../nbs/02_config.ipynb #75e0d6fa
 import dataclasses, functools, inspect, linecache, math, re, typing
@@ -23,7 +23,8 @@ def class_source(
     try: return inspect.getsource(cls)
     except (OSError, TypeError):
         # `inspect` knows no file for a class of `__main__`; IPython keeps each cell's text in `linecache`
-        cells = [''.join(entry[2]) for name,entry in linecache.cache.items() if name.startswith('<ipython-input') and len(entry)>2]
+        entries = [entry for name,entry in linecache.cache.items() if name.startswith('<ipython-input')]
+        cells = [''.join(entry[2]) for entry in entries if len(entry)>2]
         found = [c for c in cells if re.search(rf'^class {cls.__name__}\b', c, re.M)]
         parts = re.split(r'^(?=class )', found[-1], flags=re.M) if found else []
         return next((p for p in parts if re.match(rf'class {cls.__name__}\b', p)), '')
@@ -39,6 +40,7 @@ def field_comments(
             if m := re.match(r'\s+(\w+)\s*:[^#]*#\s*(.+)', line): res[m[1]] = m[2].strip()
     return res
 
+# %% ../nbs/02_config.ipynb #0e851c74
 def config_keys(
     cls, # a configuration dataclass
     prefix:str='', # dotted path of the section
@@ -63,7 +65,9 @@ def type_name(
     if origin is list: return f"{'lists' if many else 'a list'} of {type_name(args[0], True)}" if args else 'a list'
     if origin is dict: return f"a mapping from {type_name(args[0])} to {type_name(args[1])}" if args else 'a mapping'
     if args: return ' or '.join(type_name(a, many) for a in args)
-    one,several = {str: ('text', 'texts'), int: ('a whole number', 'whole numbers'), float: ('a number', 'numbers'), bool: ('true or false', 'true or false')}.get(t, (getattr(t, '__name__', str(t)),)*2)
+    words = {str: ('text', 'texts'), int: ('a whole number', 'whole numbers'), float: ('a number', 'numbers'),
+             bool: ('true or false', 'true or false')}
+    one,several = words.get(t, (getattr(t, '__name__', str(t)),)*2)
     return several if many else one
 
 def key_type(
@@ -85,7 +89,8 @@ def help_formatter(
             if action.dest=='help': return 'show this help and exit'
             t,default = type_of(action.dest), action.default
             says = [] if typing.get_origin(t) is typing.Literal or t is str else [type_name(t)]
-            if action.option_strings and default not in (None, '', SUPPRESS) and not isinstance(default, dict): says.append('default: %(default)s')
+            shown = default not in (None, '', SUPPRESS) and not isinstance(default, dict)
+            if action.option_strings and shown: says.append('default: %(default)s')
             return (action.help or '')+(f" ({', '.join(says)})" if says else '')
     return Formatter
 
@@ -96,7 +101,8 @@ def config_parser(
 ): # jsonargparse.ArgumentParser
     "A command-line and object parser for the tree, with the field comments as help"
     from jsonargparse import ArgumentParser
-    parser = ArgumentParser(prog=prog, exit_on_error=False, formatter_class=help_formatter(lambda key: key_type(cls, key)))
+    formatter = help_formatter(lambda key: key_type(cls, key))
+    parser = ArgumentParser(prog=prog, exit_on_error=False, formatter_class=formatter)
     parser.add_class_arguments(cls)
     notes = config_keys(cls)
     for action in parser._actions:
@@ -105,7 +111,8 @@ def config_parser(
         if action.dest in notes: action.help = notes[action.dest].replace('%', '%%')
         # a list is set whole; the form that appends to it would only fill the help
         action.option_strings = [o for o in action.option_strings if not o.endswith('+')]
-    for group in parser._action_groups: group.title = re.sub(r'\(.*\)$', '', (group.title or '').replace('\n', ' ')).strip() or group.title
+    for group in parser._action_groups:
+        group.title = re.sub(r'\(.*\)$', '', (group.title or '').replace('\n', ' ')).strip() or group.title
     return parser
 
 # %% ../nbs/02_config.ipynb #c2187acc
@@ -119,7 +126,8 @@ def refused(
     m = re.search(r'key "([\w.]+)"', text) or re.search(r'argument --([\w.]+)', text)
     got = re.search(r'(?:Got value|Given value): (.*)', str(error))
     if not m or m[1] not in types: return ConfigError(f'{where}: {text}')
-    return ConfigError(f"{where}: '{m[1]}' must be {type_name(types[m[1]])}, found {repr(got[1]) if got else 'nothing'}")
+    found = repr(got[1]) if got else 'nothing'
+    return ConfigError(f"{where}: '{m[1]}' must be {type_name(types[m[1]])}, found {found}")
 
 # %% ../nbs/02_config.ipynb #87b918f7
 def nearest_key(
@@ -156,10 +164,12 @@ def check_keys(
     free = [k for k in known if typing.get_origin(key_type(cls, k)) is dict]
     for key,value in flatten(values).items():
         if key in known or any(key.startswith(k+'.') for k in free): continue
-        if key in sections:
-            if value=={} : continue
-            raise ConfigError(f"{where}: '{key}' is a section, write its keys below it (such as {next(k for k in known if k.startswith(key+'.'))}), found {'nothing' if value is None else repr(value)}")
-        raise ConfigError(f"{where}: unknown key '{key}'{nearest_key(key, known)}")
+        if key not in sections:
+            raise ConfigError(f"{where}: unknown key '{key}'{nearest_key(key, known)}")
+        if value=={}: continue
+        first = next(k for k in known if k.startswith(key+'.'))
+        found = 'nothing' if value is None else repr(value)
+        raise ConfigError(f"{where}: '{key}' is a section, write its keys below it (such as {first}), found {found}")
 
 # %% ../nbs/02_config.ipynb #43bdcf87
 def from_dict(
@@ -169,6 +179,28 @@ def from_dict(
     "Build a tree of dataclasses from nested mappings"
     types = typing.get_type_hints(cls)
     return cls(**{k: from_dict(types[k], v) if dataclasses.is_dataclass(types[k]) else v for k,v in values.items()})
+
+def finite(
+    values:dict, # nested mapping
+)->dict: # the same mapping
+    "Refuse NaN and infinity, which are numbers to YAML and a silent disaster to an optimizer"
+    for k,v in flatten(values).items():
+        if isinstance(v, float) and not math.isfinite(v):
+            raise ConfigError(f"'{k}' must be a finite number, found {v}")
+    return values
+
+# %% ../nbs/02_config.ipynb #58cce679
+def check_rules(
+    cfg, # a configuration, or one section of it
+    rows, # (key below `cfg`, test of `cfg`, what the value must be) and, if need be, the fix
+    section:str='', # dotted path of `cfg` in the whole configuration, for the message
+):
+    "Raise `ConfigError` for the first rule that a configuration breaks"
+    for key,test,words,*fix in rows:
+        if test(cfg): continue
+        found = functools.reduce(getattr, key.split('.'), cfg)
+        name = f'{section}.{key}' if section else key
+        raise ConfigError('; '.join([f"'{name}' must be {words}, found {found!r}", *fix]))
 
 # %% ../nbs/02_config.ipynb #ae2d4f55
 def build_config(
@@ -181,26 +213,20 @@ def build_config(
     "Values and overrides as a checked tree; raises `ConfigError` naming key, expectation and what came"
     from jsonargparse import ArgumentError
     check_keys(cls, values, where)
-    parser,types,words = config_parser(cls, prog), {k: key_type(cls, k) for k in config_keys(cls)}, list(overrides or [])
+    parser,words = config_parser(cls, prog), list(overrides or [])
+    types = {k: key_type(cls, k) for k in config_keys(cls)}
     given = [m[1] for w in words if (m := re.match(r'--([\w.-]*)', w))]
     for key in given:
-        if key not in types: raise ConfigError(f"command line: unknown option '--{key}'{nearest_key(key, types)}")
+        if key not in types:
+            raise ConfigError(f"command line: unknown option '--{key}'{nearest_key(key, types)}")
     try: space = parser.parse_object(values)
     except (ArgumentError, TypeError) as e: raise refused(types, where, e) from None
     try: space = parser.parse_args(words, namespace=space)
     except ArgumentError as e: raise refused(types, 'command line', e) from None
     try: return from_dict(cls, finite(space.as_dict()))
     except ConfigError as e:
-        keys = re.findall(r"'([\w.]+)'", str(e))
-        raise ConfigError(f"{'command line' if any(k in given for k in keys) else where}: {e}") from None
-
-def finite(
-    values:dict, # nested mapping
-)->dict: # the same mapping
-    "Refuse NaN and infinity, which are numbers to YAML and a silent disaster to an optimizer"
-    for k,v in flatten(values).items():
-        if isinstance(v, float) and not math.isfinite(v): raise ConfigError(f"'{k}' must be a finite number, found {v}")
-    return values
+        named = set(re.findall(r"'([\w.]+)'", str(e)))
+        raise ConfigError(f"{'command line' if named & set(given) else where}: {e}") from None
 
 # %% ../nbs/02_config.ipynb #e7f5c1eb
 def shipped_configs()->dict: # name → path
@@ -217,7 +243,8 @@ def find_config(
         raise ConfigError(f'{name}: no such configuration file{did_you_mean(Path(name).stem, shipped_configs())}')
     known = shipped_configs()
     if str(name) in known: return known[str(name)]
-    raise ConfigError(f"configuration '{name}' is not shipped{did_you_mean(name, known)} (shipped: {', '.join(known) or 'none'}; or give the path of a .yaml file)")
+    raise ConfigError(f"configuration '{name}' is not shipped{did_you_mean(name, known)} "
+                      f"(shipped: {', '.join(known) or 'none'}; or give the path of a .yaml file)")
 
 # %% ../nbs/02_config.ipynb #0dd2c4e9
 def to_yaml(
@@ -233,4 +260,4 @@ def config_changes(
 )->dict: # dotted key → (old, new) where they differ
     "What differs between two configurations"
     a,b = flatten(old), flatten(new)
-    return {k: (a.get(k), b.get(k)) for k in [*a, *[k for k in b if k not in a]] if a.get(k)!=b.get(k)}
+    return {k: (a.get(k), b.get(k)) for k in a|b if a.get(k)!=b.get(k)}

@@ -15,10 +15,16 @@ from pathlib import Path
 # %% ../nbs/00_core.ipynb #253aae4d
 class VadnbError(Exception): "What the user can put right: the message names the file, the field and the fix"
 class ConfigError(VadnbError): "A configuration key or value that cannot be used"
+
+# %% ../nbs/00_core.ipynb #8466befb
 class DataError(VadnbError): "An annotation, a data set or a path in one that cannot be used"
 class VideoError(DataError): "A video that cannot be read as asked"
+
+# %% ../nbs/00_core.ipynb #c0a1a179
 class CheckpointError(VadnbError): "A run folder or checkpoint that cannot be written, read or matched"
 class DeviceError(VadnbError): "A device that was asked for and is not there"
+
+# %% ../nbs/00_core.ipynb #ce9b6d72
 class DataWarning(UserWarning): "Something in the data that will limit what a model can learn from it"
 class MetricWarning(UserWarning): "A metric that these data do not define"
 
@@ -47,8 +53,10 @@ def read_text(
     try: return path.read_text(encoding='utf-8-sig')
     except FileNotFoundError:
         folder = path.parent
-        if not folder.is_dir(): raise error(f'{path}: no such file, because there is no folder {folder}; check the path') from None
-        raise error(f"{path}: no such file{did_you_mean(path.name, [p.name for p in folder.iterdir()]) or '; check the path'}") from None
+        if not folder.is_dir():
+            raise error(f'{path}: no such file, because there is no folder {folder}; check the path') from None
+        near = did_you_mean(path.name, [p.name for p in folder.iterdir()])
+        raise error(f"{path}: no such file{near or '; check the path'}") from None
     except IsADirectoryError: raise error(f'{path}: is a folder; name a file') from None
     except UnicodeDecodeError as e: raise error(f'{path}: not UTF-8 text (byte {e.start}); save it as UTF-8') from None
     except OSError as e: raise error(f'{str(path)[:300]}: cannot be read ({e.strerror}); check the path') from None
@@ -65,17 +73,24 @@ def read_json(
         res,names = dict(pairs), [k for k,_ in pairs]
         if len(res)<len(names):
             twin = next(k for k in names if names.count(k)>1)
-            raise error(f"{path}: the key '{twin}' is written twice in one mapping, and the first would be lost; merge the two or rename one")
+            raise error(f"{path}: the key '{twin}' is written twice in one mapping, and the first would be lost; "
+                        'merge the two or rename one')
         return res
     text = read_text(path, error)
     try: res = json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
-    except json.JSONDecodeError as e: raise error(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg})') from None
-    except RecursionError: raise error(f'{path}: nested too deeply to be read; check that this is the file you mean') from None
-    except ValueError: raise error(f'{path}: holds a whole number of thousands of digits; check that this is the file you mean') from None
+    except json.JSONDecodeError as e:
+        raise error(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg})') from None
+    except RecursionError:
+        raise error(f'{path}: nested too deeply to be read; check that this is the file you mean') from None
+    except ValueError:
+        raise error(f'{path}: holds a whole number of thousands of digits; '
+                    'check that this is the file you mean') from None
     # an escape can spell half of a character, which no file name or log could ever hold
     if re.search(r'\\u[dD][89a-fA-F]', text):
         try: json.dumps(res, ensure_ascii=False).encode()
-        except UnicodeEncodeError: raise error(f'{path}: holds half a surrogate pair (an escape such as \\ud83d alone), which is no character; write the whole character') from None
+        except UnicodeEncodeError:
+            raise error(f'{path}: holds half a surrogate pair (an escape such as \\ud83d alone), '
+                        'which is no character; write the whole character') from None
     return res
 
 # %% ../nbs/00_core.ipynb #71c3f754
@@ -92,7 +107,9 @@ def yaml_fault(
         pairs = [p for p in n.value if isinstance(p, tuple)]
         keys = [k.value for k,_ in pairs if isinstance(k.value, str)]
         for k,_ in reversed(pairs):
-            if isinstance(k.value, str) and keys.count(k.value)>1: return k, f"the key '{k.value}' is written twice in one mapping, and the first would be lost; remove one"
+            if isinstance(k.value, str) and keys.count(k.value)>1:
+                twice = f"the key '{k.value}' is written twice in one mapping"
+                return k, f'{twice}, and the first would be lost; remove one'
         waiting += [x for p in pairs for x in p] or n.value
 
 # %% ../nbs/00_core.ipynb #e58a40ae
@@ -105,15 +122,20 @@ def read_yaml(
     try:
         loader = yaml.SafeLoader(read_text(path, error))
         node = loader.get_single_node()
-        if fault := node and yaml_fault(node): raise error(f'{path}, line {fault[0].start_mark.line+1}: {fault[1]}')
+        if fault := node and yaml_fault(node):
+            raise error(f'{path}, line {fault[0].start_mark.line+1}: {fault[1]}')
         res = loader.construct_document(node) if node else None
     except yaml.YAMLError as e:
         mark = getattr(e, 'problem_mark', None)
         where = f', line {mark.line+1}, column {mark.column+1}' if mark else ''
-        raise error(f"{path}{where}: not valid YAML ({getattr(e, 'problem', None) or 'only plain values are allowed'})") from None
-    except RecursionError: raise error(f'{path}: nested too deeply to be read; check that this is the file you mean') from None
+        why = getattr(e, 'problem', None) or 'only plain values are allowed'
+        raise error(f'{path}{where}: not valid YAML ({why})') from None
+    except RecursionError:
+        raise error(f'{path}: nested too deeply to be read; check that this is the file you mean') from None
     except ValueError as e: raise error(f'{path}: holds a value that cannot be read ({e})') from None
-    if not isinstance(res, dict): raise error(f"{path}: must hold `key: value` lines, found {'nothing' if res is None else type(res).__name__}")
+    if not isinstance(res, dict):
+        found = 'nothing' if res is None else type(res).__name__
+        raise error(f'{path}: must hold `key: value` lines, found {found}')
     return res
 
 # %% ../nbs/00_core.ipynb #975d5268
@@ -123,7 +145,8 @@ def unwritten(
 )->str: # a line with the fix
     "Why a file could not be written, and what to do"
     full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return f"{path}: cannot be written ({e.strerror or e}); {'free some space or choose another folder' if full else 'choose a place you may write to'}"
+    fix = 'free some space or choose another folder' if full else 'choose a place you may write to'
+    return f'{path}: cannot be written ({e.strerror or e}); {fix}'
 
 # %% ../nbs/00_core.ipynb #227ad866
 def write_atomic(
@@ -178,7 +201,8 @@ def append_jsonl(
         with open(path, 'ab', buffering=0) as f:
             size = f.seek(0, os.SEEK_END)
             try:
-                if f.write(line)<len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if f.write(line)<len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 with contextlib.suppress(OSError): f.truncate(size)
                 raise
@@ -191,7 +215,8 @@ def read_jsonl(
     *lines,last = read_text(path, CheckpointError).split('\n')
     def parse(i, line):
         try: return json.loads(line)
-        except json.JSONDecodeError as e: raise CheckpointError(f'{path}, line {i+1}: not valid JSON ({e.msg})') from None
+        except json.JSONDecodeError as e:
+            raise CheckpointError(f'{path}, line {i+1}: not valid JSON ({e.msg})') from None
     return [parse(i, line) for i,line in enumerate(lines) if line.strip()]
 
 # %% ../nbs/00_core.ipynb #aa75a0bc
@@ -241,9 +266,12 @@ def pick_device(
     import torch
     if name=='auto': return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try: dev = torch.device(name)
-    except RuntimeError: raise DeviceError(f"device '{name}' is unknown; use auto, cpu, cuda or cuda:N") from None
-    if dev.type not in ('cpu', 'cuda'): raise DeviceError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
+    except RuntimeError:
+        raise DeviceError(f"device '{name}' is unknown; use auto, cpu, cuda or cuda:N") from None
+    if dev.type not in ('cpu', 'cuda'):
+        raise DeviceError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:N")
     if dev.type=='cuda' and (not torch.cuda.is_available() or (dev.index or 0) >= torch.cuda.device_count()):
         n = torch.cuda.device_count()
-        raise DeviceError(f"device '{name}' was asked for, but {f'only {n} GPUs are' if n else 'no GPU is'} visible; use --train.device cpu or auto")
+        there = f'only {n} GPUs are' if n else 'no GPU is'
+        raise DeviceError(f"device '{name}' was asked for, but {there} visible; use --train.device cpu or auto")
     return dev

@@ -593,8 +593,8 @@ def step_row(self:FGCLIP, train):
     t,b = self.cfg.train, self.cfg.bank
     try:
         batches = EpochBatches(len(train), t.batch_size, self.cfg.seed, drop_last=t.drop_last)
-        _,total = run_length(t, batches)
-        warm = warmup_steps(self.cfg.optim, total)
+        per_epoch,total = run_length(t, batches)
+        warm = warmup_steps(self.cfg.optim, per_epoch, total)
     except VadnbError as e: return False, str(e)
     late = bool(self.banks()) and b.warmup>=total
     return None if late else True, f'{total}, of them {warm} of warm-up' + (f'; the memory banks are switched on after {b.warmup} and will never be read: lower --bank.warmup, or train longer' if late else '')

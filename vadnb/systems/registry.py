@@ -58,6 +58,7 @@ def load_run(
     from vadnb.train.checkpoint import load_calibration
     from vadnb.train.checkpoint import load_weights
     from vadnb.train.checkpoint import read_part
+    from vadnb.train.optim import averaged_state
     run = Path(run)
     folder = find_checkpoint(run, 'last' if which=='best' and run.is_dir() and not (run/'best').exists() else which)
     config = run/'config.yaml'
@@ -66,7 +67,11 @@ def load_run(
     known = run/'architecture.json'
     # the weights of the checkpoint are all that is needed: those that training started from may be gone
     system = cfg.build(**dict(architecture=read_json(known, CheckpointError)) if known.is_file() else {})
-    part = 'ema' if (folder/'ema.safetensors').is_file() else 'model'
-    load_weights(system, read_part(folder, part), f'{folder}/{part}.safetensors')
+    tensors,part = read_part(folder, 'model'), 'model'
+    # averages are kept of what trains: they take the place of the last weights, and what is frozen stays
+    if (folder/'ema.safetensors').is_file():
+        frozen = {k: v for k,v in tensors.items() if k not in averaged_state(system)}
+        tensors,part = frozen | read_part(folder, 'ema'), 'ema'
+    load_weights(system, tensors, f'{folder}/{part}.safetensors')
     load_calibration(system, folder)
     return system.eval(), folder

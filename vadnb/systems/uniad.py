@@ -605,7 +605,7 @@ def step_row(self:UniADSystem, train):
     c,t = self.cfg, self.cfg.train
     try:
         per_epoch,total = run_length(t, EpochBatches(len(train), t.batch_size, c.seed, drop_last=t.drop_last))
-        warm = warmup_steps(c.optim, total)
+        warm = warmup_steps(c.optim, per_epoch, total)
     except VadnbError as e: return False, str(e)
     return True, f'{total}, {per_epoch} per epoch, of them {warm} of warm-up'
 

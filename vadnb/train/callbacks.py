@@ -143,16 +143,18 @@ class Evaluate(Callback):
 
 # %% ../../nbs/train/53_callbacks.ipynb #673aa4f2
 class Averaging(Callback):
-    "Keep an exponential moving average of the whole state"
+    "Keep an exponential moving average of what trains, and of buffers"
     order = 5
+    def begin(self):
+        t = self.learner.cfg.train
+        self.weights = AveragedWeights(self.learner.system, t.ema, t.ema_warmup)
     def before_fit(self):
-        if not hasattr(self, 'weights'): self.weights = AveragedWeights(self.learner.system, self.learner.cfg.train.ema)
+        if not hasattr(self, 'weights'): self.begin()
     def after_step(self): self.weights.update()
     def state_dict(self): return dict(updates=self.weights.updates)
     def load_state_dict(self, state):
-        self.weights = AveragedWeights(self.learner.system, self.learner.cfg.train.ema)
-        self.weights.updates = state['updates']
-        self.weights.average = {k: v.to(self.weights.average[k].device) for k,v in self.learner.read_part('ema').items()}
+        self.begin()
+        self.weights.load(self.learner.read_part('ema'), state['updates'], f'{self.learner.source}/ema.safetensors')
 
 # %% ../../nbs/train/53_callbacks.ipynb #22dec36a
 class Pictures(Callback):
