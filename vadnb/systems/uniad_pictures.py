@@ -16,7 +16,8 @@ from ..core import ConfigError, DataError, pick_device, read_yaml
 from ..data.defects import PlantedDefects, generator
 from ..data.mvtec import hold_out
 from ..models.feature_decoder import FeatureDecoder, image_loss
-from ..plots import INK, heat_bar, new_figure, save_figure
+from ..pictures import heat_bar
+from ..plots import INK, new_figure, save_figure
 from .image_prediction import TRUTH, Case, cell, draw_outline, shared_scale, show_image, span, tail
 from .registry import load_run
 from .uniad import UniADSystem
