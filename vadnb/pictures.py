@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_segments', 'draw_strip', 'clock', 'time_axis', 'score_curve', 'timeline', 'block_means', 'class_bands',
            'class_stack', 'as_frame', 'draw_boxes', 'as_heat', 'draw_heat', 'heat_bar', 'heat_overlay', 'shared_heat',
-           'frame_strip']
+           'contact_axes', 'frame_strip']
 
 # %% ../nbs/04_pictures.ipynb #a573c685
 import numpy as np
@@ -277,6 +277,21 @@ def shared_heat(
     cold,hot = min(ends, default=0) if low is None else low, max(ends, default=1) if high is None else high
     return maps, Normalize(cold, hot, clip=True)
 
+def contact_axes(
+    frames:list, # of frames
+    across:int, # frames side by side, at most
+    size:float, # width of a frame in inches
+    labelled:bool, # leave room for text under each frame
+    fig=None, # Figure or SubFigure to draw into; None makes one
+)->tuple: # the figure and its Axes, at least one per frame
+    "A grid of Axes that shows nothing but what is drawn into it"
+    across = min(across, len(frames))
+    down,(h,w) = -(-len(frames)//across), frames[0].shape[:2]
+    if fig is None: fig = new_figure(size*across, (size*h/w+(.18 if labelled else 0))*down+.05)
+    axes = fig.subplots(down, across, squeeze=False).flatten()
+    for ax in axes: ax.set_axis_off()
+    return fig, list(axes)
+
 # %% ../nbs/04_pictures.ipynb #0d444f1d
 def frame_strip(
     frames, # (N, H, W, 3) uint8, or float in [0, 1]
@@ -297,11 +312,7 @@ def frame_strip(
             raise DataError(f'frame_strip: {len(given)} {name} for {len(frames)} frames; '
                             'give one per frame, None where there is none')
     (maps,scale),shown = shared_heat(frames, None if heats is None else list(heats), low, high), None
-    across = min(across, len(frames))
-    down,(h,w) = -(-len(frames)//across), frames[0].shape[:2]
-    if fig is None: fig = new_figure(size*across, (size*h/w+(.18 if labels is not None else 0))*down+.05)
-    axes = fig.subplots(down, across, squeeze=False).flatten()
-    for ax in axes: ax.set_axis_off()
+    fig,axes = contact_axes(frames, across, size, labels is not None, fig)
     for i,(ax,frame) in enumerate(zip(axes, frames)):
         h,w = frame.shape[:2]
         ax.imshow(frame, extent=(0, w, h, 0), interpolation='antialiased')
@@ -310,5 +321,5 @@ def frame_strip(
         if labels is not None:
             ax.text(.5, -.03, words(labels[i], 26), transform=ax.transAxes, ha='center', va='top', fontsize=7,
                     color=MUTED, parse_math=False)
-    if shown is not None: heat_bar(fig, shown, list(axes), .02)
+    if shown is not None: heat_bar(fig, shown, axes, .02)
     return fig

@@ -99,6 +99,7 @@ def metrics_section(
     head = [*head[:1+len(shown)], 'trivial baselines']
     return section('metrics', 'Metrics', table(head, rows, numbers=range(1, 1+len(shown))))
 
+# %% ../../nbs/report/04_numbers.ipynb #7d79b7f1
 def groups_section(
     run:Run, # a run
 )->Html: # the section, or None when the log does not say

@@ -110,11 +110,12 @@ def write_overview(
     "Write a page that leads to the reports of several runs. Raises `CheckpointError` when one cannot be read"
     out,cards = Path(out), []
     for run in map(read_run, runs):
-        page = run.path/'report.html'
-        if not page.is_file():
+        report = run.path/'report.html'
+        if not report.is_file():
             raise CheckpointError(f'{run.path}: has no report.html; write it first: vadnb report --run {run.path}')
-        link = PurePosixPath('/', os.path.relpath(page, out.parent)).as_uri().removeprefix('file:///')
+        link = PurePosixPath('/', os.path.relpath(report, out.parent)).as_uri().removeprefix('file:///')
         name = tag('h2', tag('a', run.name, href=link))
         cards.append(tag('section', summary(run, name, tally(findings(run)), 400)))
     said = f'{plural(len(cards), "run")}, each with a report of its own behind its name.'
-    return write_atomic(out, document('vadnb runs', tag('h1', 'vadnb'), tag('p', said), tag('main', cards), sealed=False))
+    page = document('vadnb runs', tag('h1', 'vadnb'), tag('p', said), tag('main', cards), sealed=False)
+    return write_atomic(out, page)
