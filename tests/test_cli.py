@@ -55,7 +55,7 @@ def train(world, runs, request):
 @pytest.fixture
 def no_page(monkeypatch):
     "Training without its report, which takes longer than a few steps in a tiny world"
-    monkeypatch.setattr('vadnb.train.report.write_report', lambda run, *_: Path(run)/'report.html')
+    monkeypatch.setattr('vadnb.report.report.write_report', lambda run, *_: Path(run)/'report.html')
 
 # ---------------------------------------------------------------- what works
 

@@ -12,7 +12,7 @@ from vadnb.plots import figure_bytes
 from vadnb.systems.image_prediction import (RATES, Calibration, Case, ImagePrediction, ImagePredictions, Thresholds, case_sheet, conformal_threshold, contact_sheet,
                                             enlarge, list_inputs, normal_thresholds, output_files, panels, pixel_quantiles)
 from vadnb.train.checkpoint import read_part, write_part
-from vadnb.train.report import embed
+from vadnb.report.pictures import embed
 
 limits = Thresholds(2, 1.5, .1, 99)
 

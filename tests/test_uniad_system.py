@@ -334,7 +334,7 @@ def said(world, runs, name, *more):
     return [line for line in err.splitlines() if 'feature cache' in line]
 
 def test_features_are_computed_once_and_repaired(world, tmp_path, encoded, monkeypatch):
-    monkeypatch.setattr('vadnb.train.report.write_report', lambda run: run)
+    monkeypatch.setattr('vadnb.report.report.write_report', lambda run: run)
     first = said(world, tmp_path, 'first')
     assert len(first)==2 and first[0].startswith('training: feature cache: 10 images') and '0 rows found, 10 to compute' in first[0] and first[1].startswith('validation: feature cache: 12 images') and sum(encoded)==22
     # one folder per encoder
@@ -358,7 +358,7 @@ def test_features_are_computed_once_and_repaired(world, tmp_path, encoded, monke
 def numbers_of(run): return [{k: v for k,v in r.items() if not isinstance(v, str)} for r in curve(run)]
 
 def test_augmentation_switches_the_cache_off(world, tmp_path, encoded, monkeypatch):
-    monkeypatch.setattr('vadnb.train.report.write_report', lambda run: run)
+    monkeypatch.setattr('vadnb.report.report.write_report', lambda run: run)
     lines = said(world, tmp_path, 'run', '--data.hflip', '0.5', '--data.rotate', 'true')
     assert lines[0].startswith('training: feature cache: off, because the data set is augmented') and lines[1].startswith('validation: feature cache: 12 images')
     assert encoded.count(4)>=2

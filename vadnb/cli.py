@@ -101,7 +101,7 @@ def train(
     quiet()
     from vadnb.train.health import HealthError
     from vadnb.train.learner import fit
-    from vadnb.train.report import write_report
+    from vadnb.report.report import write_report
     try: learner = fit(cfg)
     except (DataError, HealthError):
         # a run that failed is the one whose report is wanted most; the error stays the only line
@@ -297,7 +297,7 @@ def pictures(
     "Make visible what a uniad model rebuilds and what its queries ask for; the report is written anew"
     quiet()
     from vadnb.systems.uniad_pictures import write_pictures
-    from vadnb.train.report import write_report
+    from vadnb.report.report import write_report
     if steps<1: raise ConfigError(f"command line: '--steps' must be 1 or more, found {steps}")
     from tqdm.auto import tqdm
     for path in write_pictures(needed('run', run), which, steps, most, list(overrides), lambda x: tqdm(x, desc='decoder', unit='step', file=sys.stderr, disable=not sys.stderr.isatty())): print(path)
@@ -311,7 +311,7 @@ def report(
     out:str='', # HTML file; default: <run>/report.html
 ):
     "Write one self-contained HTML page about a run"
-    from vadnb.train.report import write_report
+    from vadnb.report.report import write_report
     print(f"report: {write_report(needed('run', run), out or None, against or None)}")
 
 @command
@@ -421,7 +421,7 @@ def demo(
     # a mistyped option is told before the first world is made, not after
     configs = {k: load_config(f'{k}_demo', ['--data_root', str(Path(folder)/demos[k][2]), '--runs', folder, '--name', demos[k][1], *overrides], 'vadnb demo') for k in chosen[:1 if overrides else None]}
     if overrides and not only: raise ConfigError(f"command line: '{overrides[0]}' belongs to one system; add --only {' or --only '.join(demos)}")
-    from vadnb.train.report import write_overview, write_report
+    from vadnb.report.report import write_overview, write_report
     start,reports = time.time(), []
     for k,cfg in configs.items():
         print(f'{chr(10) if reports else ""}vadnb demo, {k}: {demos[k][3]}', flush=True)

@@ -25,7 +25,8 @@ from ..core import DataWarning
 from ..metrics.anomaly_maps import falling_key, key_score, label_components
 from ..core import MetricWarning
 from ..plots import GRID, INK, MUTED, OTHER, SERIES
-from ..plots import _heat, _image, draw_heat, figure_bytes, heat_bar, new_figure, save_figure, short, words
+from ..pictures import as_heat, as_frame, draw_heat, heat_bar
+from ..plots import figure_bytes, new_figure, save_figure, short, words
 from .prediction import blend, heat_layer
 
 # %% ../../nbs/systems/58_image_prediction.ipynb #2ad9f1bc
@@ -69,7 +70,7 @@ def pixel_quantiles(
     count,top,n = np.zeros(1<<20, np.int64), np.full(1<<20, 2**32-1, np.uint32), 0
     for n,m in enumerate(maps, 1):
         # the higher the score, the lower its key
-        key = falling_key(np.float32(_heat(m, f'map {n} of the normal images'))).ravel()
+        key = falling_key(np.float32(as_heat(m, f'map {n} of the normal images'))).ravel()
         bins = key>>12
         np.add.at(count, bins, 1); np.minimum.at(top, bins, key)
     if not n: raise DataError('no map of a normal image; at least one is needed to set a threshold')
@@ -260,8 +261,8 @@ class Case:
 
     def __post_init__(self):
         at = f"case '{self.name}'"
-        if self.image is not None: self.image = _image(self.image, at)
-        self.map = enlarge(_heat(self.map, at), self.stride)
+        if self.image is not None: self.image = as_frame(self.image, at)
+        self.map = enlarge(as_heat(self.map, at), self.stride)
         if self.mask is not None: self.mask = np.asarray(self.mask)>0
         if self.mask is not None and self.mask.ndim!=2: raise DataError(f'{at}: a mask must be (H, W), found {self.mask.shape}')
         if self.label not in (None, 0, 1): raise DataError(f'{at}: label {self.label!r} must be 0 (good), 1 (defective) or None')

@@ -21,12 +21,12 @@ from ..core import write_atomic
 from ..core import write_json
 from ..data.video import VideoReader
 from ..data.video import write_video
-from ..plots import clock
-from ..plots import frame_strip
+from ..pictures import clock
+from ..pictures import frame_strip
 from ..plots import inline_svg
 from ..plots import new_figure
 from ..plots import save_figure
-from ..plots import timeline
+from ..pictures import timeline
 from ..plots import words
 
 # %% ../../nbs/systems/58_prediction.ipynb #e2281882
