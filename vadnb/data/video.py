@@ -43,6 +43,18 @@ def _threads(
     data = sys.modules.get('torch.utils.data')
     return 1 if data is not None and data.get_worker_info() is not None else 0
 
+# %% ../../nbs/data/10_video.ipynb #5b4b0340
+_in_flight = 32*2**20 # bytes of decoded pictures that threads may hold, when their number is ours to choose
+
+def _sparing(
+    threads:int, # 0 for FFmpeg's choice, which is about one per core
+    size, # (height, width) of a picture
+)->int: # `threads`, or fewer
+    "Fewer threads than FFmpeg would take where pictures are large"
+    # 4:2:0 has three bytes for two pixels
+    most = max(1, 2*_in_flight//(3*size[0]*size[1]))
+    return threads if threads or most>(os.cpu_count() or 1) else most
+
 # %% ../../nbs/data/10_video.ipynb #88995c62
 def _beyond(
     source, # PyavFrames, DecordFrames or FolderFrames
@@ -92,7 +104,7 @@ class VideoReader:
         backend:str='auto', # auto (PyAV for files) | pyav | decord
         stream:int|None=None, # which video stream, numbered as ffprobe does; None takes the best
         damaged:str='raise', # raise | keep: read what decodes before the first error, guessed pictures included
-        threads:int|None=None, # decoder threads; None: 1 in a DataLoader worker, FFmpeg's choice elsewhere
+        threads:int|None=None, # decoder threads, 0: FFmpeg's choice; None: 1 in a DataLoader worker, few for large frames
         fps:float|None=None, # frames per second of a folder, which carries none
     ):
         self.path,self._fps = Path(path),fps
@@ -107,6 +119,7 @@ class VideoReader:
         else:
             source = DecordFrames if backend=='decord' else PyavFrames
             self._source = source(path, stream, damaged=='keep', _threads(threads))
+            if threads is None: self._source.threads = _sparing(self._source.threads, self._source.size)
         self.backend = self._source.backend # pyav | decord | folder
         self.size = tuple(self._source.size) # (height, width) as shown
 
