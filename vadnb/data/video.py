@@ -104,7 +104,7 @@ class VideoReader:
         backend:str='auto', # auto (PyAV for files) | pyav | decord
         stream:int|None=None, # which video stream, numbered as ffprobe does; None takes the best
         damaged:str='raise', # raise | keep: read what decodes before the first error, guessed pictures included
-        threads:int|None=None, # decoder threads, 0: FFmpeg's choice; None: 1 in a DataLoader worker, few for large frames
+        threads:int|None=None, # decoder threads, 0: FFmpeg's choice; None: 1 in a DataLoader worker, few for 4K
         fps:float|None=None, # frames per second of a folder, which carries none
     ):
         self.path,self._fps = Path(path),fps
