@@ -6,13 +6,13 @@
 __all__ = ['known_facts', 'VideoFacts', 'learn_facts', 'Lost', 'walk_frames', 'march_frames', 'Census', 'take_census',
            'describe_damage', 'count_frames', 'frame_seconds', 'frame_rate']
 
-# %% ../../nbs/data/08_decoding.ipynb #663e63f4
+# %% ../../nbs/data/08_decoding.ipynb #35133e87
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ..core import VideoError
-from .container import display_orientation
+from .container import orientation_of
 from .container import shown_codecs
 from .container import opened
 from .container import packet_table
@@ -29,7 +29,7 @@ class VideoFacts:
     container: str        # FFmpeg's name of the format
     codec: str            # FFmpeg's name of the codec
     size: tuple           # (height, width) as shown
-    orientation: tuple    # see `display_orientation`
+    orientation: tuple    # see `orientation_of`
     rotation: int         # counter-clockwise degrees that the metadata asks for
     tick: Fraction|None   # seconds per unit of `pts`
     rate: Fraction|None   # frames per second as declared
@@ -54,7 +54,7 @@ def _first_frame(
     except av.FFmpegError as e: f,reason = None,e.strerror
     if f is None:
         raise VideoError(f'{path}: no frame decodes ({broken or reason}); copy the file again or re-encode it')
-    turn = display_orientation(f, path)
+    turn = orientation_of(f, path)
     return dict(size=(f.width, f.height) if turn[0] else (f.height, f.width), orientation=turn, rotation=f.rotation)
 
 # %% ../../nbs/data/08_decoding.ipynb #a3f1be55
@@ -182,7 +182,7 @@ def take_census(
         except av.FFmpegError as e: res.error = e.strerror
     return res
 
-# %% ../../nbs/data/08_decoding.ipynb #e7f03865
+# %% ../../nbs/data/08_decoding.ipynb #9a38dcbd
 def describe_damage(
     facts:VideoFacts, # of the file
     census:Census, # of the same file
