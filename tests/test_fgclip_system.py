@@ -485,8 +485,9 @@ def test_a_long_video_needs_the_memory_of_one_chunk(build, tmp_path, monkeypatch
         most.append(sum(n for ref,n in held if ref() is not None))
         return res
     monkeypatch.setattr(fgclip, 'read_frames', read_frames)
-    taken,get_batch = [], VideoReader.get_batch
-    monkeypatch.setattr(VideoReader, 'get_batch', lambda self, index: taken.append(len(index)) or get_batch(self, index))
+    taken,stream = [], VideoReader.stream
+    monkeypatch.setattr(VideoReader, 'stream', lambda self, index, *args: taken.append(len(index)) or stream(self, index, *args))
+    monkeypatch.delattr(VideoReader, 'get_batch') # no chunk is ever held at the size of the source
     system = build('--score.stride', '8', '--score.chunk', '16').eval()
     found = system.predict(video)
     assert len(found)==3000 and sum(n for _,n in held)==375 and max(most)<=16 and max(taken)<=16

@@ -17,7 +17,7 @@ from .annotation import AnnotatedVideo, check_count, check_events, find_videos, 
 from .annotation import read_videos, resolve_path, truth_segments, video_name
 from .regions import Clip, check_length, clip_captions, read_regions, region_captions, tokenise
 from .sampling import event_indices, segment_indices, uniform_indices
-from .transforms import horizontal_flip, squash
+from .transforms import horizontal_flip
 from .video import VideoReader
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #697de619
@@ -82,9 +82,11 @@ def read_frames(
     frame_index:np.ndarray, # source frames in any order, repeats allowed, (T,)
     size:tuple[int,int], # (h, w)
 )->Tensor: # (T, 3, h, w) uint8
-    "Frames of a video at the model's size; a repeated frame is decoded once"
-    once,place = np.unique(frame_index, return_inverse=True)
-    return squash(np.asarray(reader.get_batch(once)), size)[torch.from_numpy(place)]
+    "Frames of a video at the model's size; a repeated frame is decoded once, and one source frame is held at a time"
+    frames = reader.stream(frame_index, size)
+    res = torch.empty(len(frame_index), 3, *size, dtype=torch.uint8)
+    for row,x in zip(res, frames): row.copy_(torch.from_numpy(x).permute(2, 0, 1))
+    return res
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #e52ab6a2
 SAMPLINGS = ('uniform', 'segment', 'event')

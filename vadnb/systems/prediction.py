@@ -205,7 +205,7 @@ def figure(self:VideoPrediction): # matplotlib Figure
     shown,segments = self.peaks(), self.segments()
     at = [s['peak_frame'] for s in shown]
     def above(fig=None): return timeline(self.scores, segments=segments, fps=self.fps, title=self.name, threshold=self.threshold, fig=fig)
-    try: frames = self.reader().get_batch(at)
+    try: frames = self.reader().previews(at)
     except VideoError as e:
         fig = above()
         fig.supxlabel(words(f'no frames: {e}', 120), fontsize=6.5, parse_math=False)
