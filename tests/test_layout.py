@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-layers = ['data', 'models', 'losses', 'metrics', 'train', 'systems', 'cli']
+layers = ['data', 'worlds', 'models', 'losses', 'metrics', 'results', 'train', 'report', 'systems', 'cli']
 modules = {'.'.join(p.relative_to(root).with_suffix('').parts): p for p in sorted((root/'vadnb').rglob('*.py')) if not p.name.startswith('_')}
 notebooks = {p.relative_to(root/'nbs').as_posix(): p for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
 each_module = pytest.mark.parametrize('name', modules)
