@@ -17,7 +17,7 @@ from ..data.defects import PlantedDefects, generator
 from ..data.mvtec import hold_out
 from ..models.feature_decoder import FeatureDecoder, image_loss
 from ..plots import INK, heat_bar, new_figure, save_figure
-from .image_prediction import TRUTH, Case, cell, draw_outline, shared_scale, show_image, span, tail
+from ..results.panels import TRUTH, Case, cell, draw_outline, shared_scale, show_image, span, tail
 from .registry import load_run
 from .uniad import UniADSystem
 from ..train.feature_cache import CachedFeatures
