@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImagePredictions', 'named_files', 'output_files', 'png_file', 'write_image_files', 'walk_images', 'list_inputs']
 
-# %% ../../nbs/results/12_images.ipynb #74b41397
+# %% ../../nbs/results/12_images.ipynb #f024ec4a
 import csv, hashlib, io, os, warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -60,7 +60,7 @@ class ImagePredictions:
     def __repr__(self): return f'ImagePredictions({self.name!r}, {len(self)} images, {len(self.anomalous)} anomalous)'
     def by_score(self)->list: return sorted(self.items, key=lambda p: -p.score) # the most anomalous first
 
-# %% ../../nbs/results/12_images.ipynb #c8d5222b
+# %% ../../nbs/results/12_images.ipynb #461140da
 @patch
 def table(self:ImagePredictions)->str: # CSV text
     "One row per image, in the order of the folder"
@@ -78,7 +78,7 @@ def as_json(self:ImagePredictions)->dict: # plain values
     return dict(source=self.name, thresholds=vars(self.thresholds), anomalous=len(self.anomalous),
                 images=[p.as_json() for p in self])
 
-# %% ../../nbs/results/12_images.ipynb #771bd3d0
+# %% ../../nbs/results/12_images.ipynb #627ce9ce
 @patch
 def summary(self:ImagePredictions,
     most:int=5, # images named
@@ -91,7 +91,7 @@ def summary(self:ImagePredictions,
     return lines+[f'  {short(p.score):>{wide}}  {p.word:9}  {p.name}  hottest at x {p.peak()[0]:.0f}, '
                   f'y {p.peak()[1]:.0f}; {p.marked().mean():.2%} of its pixels above' for p in top]
 
-# %% ../../nbs/results/12_images.ipynb #95a5bebb
+# %% ../../nbs/results/12_images.ipynb #cbc769f9
 @patch
 def layers(self:ImagePredictions)->list: return [p.layers() for p in self] # of each image, see `Result`
 
@@ -121,7 +121,7 @@ def named_files(
                                 'rename one of them')
     return res
 
-# %% ../../nbs/results/12_images.ipynb #85be7875
+# %% ../../nbs/results/12_images.ipynb #5889c4e8
 def output_files(
     inputs, # of (name, path) of the images that are predicted, see `list_inputs`
     source, # file or folder that is predicted
@@ -161,7 +161,7 @@ def png_file(
     Image.fromarray(image).save(data, 'PNG')
     return data.getvalue()
 
-# %% ../../nbs/results/12_images.ipynb #fd6d2999
+# %% ../../nbs/results/12_images.ipynb #426fae31
 @patch
 def contact_sheet(self:ImagePredictions,
     most:int=48, # images shown
@@ -207,7 +207,7 @@ def save(self:ImagePredictions,
     for p in self: write_image_files(p, of[p.name])
     return list(files)
 
-# %% ../../nbs/results/12_images.ipynb #a3ebd9c1
+# %% ../../nbs/results/12_images.ipynb #d108d82a
 @patch
 def place(self:ImagePredictions,
     folder, # that several predictions share
@@ -236,6 +236,7 @@ def walk_images(
             else: waiting.append((p, chain))
     return found, masks
 
+# %% ../../nbs/results/12_images.ipynb #3f15330f
 def list_inputs(
     path, # an image, or a folder that is searched with all folders in it
 )->list: # of (name below `path` with `/`, Path), by name
