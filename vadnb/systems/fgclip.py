@@ -37,7 +37,8 @@ from ..models.aggregate import grouped_mean, masked_mean, unit
 from ..models.clip import CLIP, clip_tokenizer
 from ..models.memory_bank import MemoryBank
 from .fgclip_health import contrastive_checks
-from .prediction import VideoPrediction, heat_box, nearest, smooth
+from ..results.localization import heat_box, nearest, smooth
+from ..results.video import VideoPrediction
 from ..train.learner import EpochBatches, RunConfig, System, run_length
 from ..train.optim import split_decay, warmup_steps
 

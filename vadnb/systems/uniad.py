@@ -30,7 +30,11 @@ from ..metrics.pixel_anomaly import SEVEN, pixel_metrics
 from ..metrics.pixel_stream import StreamingPixelMetrics
 from ..core import MetricWarning
 from ..models.uniad import MFCN, Backbone, UniAD, feature_size, neighbor_mask, read_reference
-from .image_prediction import Calibration, Case, ImagePrediction, ImagePredictions, case_sheet, enlarge, list_inputs, panels, telling_cases
+from ..results.image import ImagePrediction
+from ..results.images import ImagePredictions, list_inputs
+from ..results.panels import Case, enlarge, panels
+from ..results.sheets import case_sheet, telling_cases
+from ..results.thresholds import Calibration
 from ..train.feature_cache import CachedFeatures, cached
 from ..train.health import Check
 from ..train.learner import EpochBatches, RunConfig, System, run_length

@@ -19,7 +19,7 @@ from ..worlds.defects import PlantedDefects
 from ..models.feature_decoder import FeatureDecoder, image_loss
 from ..pictures import heat_bar
 from ..plots import INK, new_figure, save_figure
-from .image_prediction import TRUTH, Case, cell, draw_outline, shared_scale, show_image, span, tail
+from ..results.panels import TRUTH, Case, cell, draw_outline, shared_scale, show_image, span, tail
 from .registry import load_run
 from .uniad import UniADSystem
 from ..train.feature_cache import CachedFeatures
