@@ -6,7 +6,8 @@ import numpy as np, timm, torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from vadnb.data.mvtec import AnomalyImages, collate, read_tree
+from vadnb.data.anomaly_images import AnomalyImages, collate
+from vadnb.data.mvtec import read_tree
 from vadnb.losses.reconstruction import FeatureMSELoss
 from vadnb.models.uniad import MFCN, Backbone, UniAD
 from vadnb.train.feature_cache import cached

@@ -3,6 +3,7 @@ import tempfile, time
 from pathlib import Path
 from statistics import median
 import numpy as np
+from vadnb.data.decoding import known_facts
 from vadnb.data.video import VideoReader, write_video
 
 def moving_texture(n, height=240, width=320, seed=0):
@@ -33,8 +34,7 @@ def with_pyav(path, idx, threads):
 
 def with_vadnb(path, idx, threads):
     "As a data set would: a reader that has never seen the file, its length, its frames"
-    from vadnb.data import video
-    video._known.clear()
+    known_facts.clear()
     reader = VideoReader(path, threads=threads)
     return reader.get_batch(idx[idx<len(reader)])
 

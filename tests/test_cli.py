@@ -5,8 +5,8 @@ import pytest, torch, yaml
 from command import vadnb
 from vadnb.cli import COMMANDS, main
 from vadnb.core import append_jsonl, read_json, read_jsonl, write_json
-from vadnb.data.synth import street_world
-from vadnb.data.ucf_crime import read_regions
+from vadnb.worlds.street import street_world
+from vadnb.data.regions import read_regions
 from vadnb.systems.registry import load_config
 from vadnb.train import checkpoint
 from vadnb.train.checkpoint import checkpoint_folders, lock_run
@@ -55,7 +55,7 @@ def train(world, runs, request):
 @pytest.fixture
 def no_page(monkeypatch):
     "Training without its report, which takes longer than a few steps in a tiny world"
-    monkeypatch.setattr('vadnb.train.report.write_report', lambda run, *_: Path(run)/'report.html')
+    monkeypatch.setattr('vadnb.report.report.write_report', lambda run, *_: Path(run)/'report.html')
 
 # ---------------------------------------------------------------- what works
 

@@ -2,10 +2,14 @@
 import json, pickle, re, warnings
 import numpy as np, pytest
 from vadnb.core import DataError
-from vadnb.data.convert import (box_tracks, from_boxes_and_captions, from_ucf_annotation, from_xd_annotation, read_box_pickle, read_narration, read_plain_pickle, write_new)
+from vadnb.data.convert import (box_tracks, from_boxes_and_captions, from_ucf_annotation, from_xd_annotation,
+                                read_box_pickle, read_narration, write_new)
+from vadnb.data.plain_pickle import read_plain_pickle
 from vadnb.data.tracks import Track
 from vadnb.core import DataWarning
-from vadnb.data.ucf_crime import read_annotation, read_regions, truth_segments, video_name
+from vadnb.data.annotation import truth_segments, video_name
+from vadnb.data.regions import read_regions
+from vadnb.data.ucf_crime import read_annotation
 
 @pytest.fixture(scope='module')
 def sample(shared):

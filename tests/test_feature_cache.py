@@ -1,11 +1,15 @@
 "The feature cache where it could be wrong: killed, damaged, too large, shared, out of place"
-import hashlib, multiprocessing, os, pickle, signal, time
+import hashlib, json, multiprocessing, os, pickle, signal, time
 from types import SimpleNamespace
-import pytest, torch
+import numpy as np, pytest, torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, default_collate
 from vadnb.core import ConfigError, DataError
+from vadnb.data import shards as in_files, store
+from vadnb.data.shards import row_bytes
+from vadnb.data.store import folder_name
 from vadnb.train import feature_cache
-from vadnb.train.feature_cache import CachedFeatures, cached, folder_name, row_bytes
+from vadnb.train.feature_cache import CachedFeatures, cached
 
 KEY = 'enc'
 # tensors are so small here that torch starts no threads: forking is safe
@@ -37,14 +41,14 @@ def data(tmp_path):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     "Shards of three rows"
-    monkeypatch.setattr(feature_cache, 'SHARD_BYTES', 3*ROW)
-    feature_cache.VERIFIED.clear()
+    monkeypatch.setattr(store, 'SHARD_BYTES', 3*ROW)
+    in_files.VERIFIED.clear()
 
 ROW = row_bytes(dict(feature=torch.zeros(1, 3, 8, 8), mask=torch.zeros(1, 8, dtype=torch.uint8), label=torch.zeros(1, dtype=torch.int64)))
 
 def ask(data, folder, **more):
     "The cache, as a process that starts would get it, and what it said"
-    feature_cache.VERIFIED.clear()
+    in_files.VERIFIED.clear()
     said = []
     return cached(data, **(dict(encode=encode, key=KEY, mode='disk', folder=folder, batch_size=2, say=said.append) | more)), said
 
@@ -65,7 +69,7 @@ def test_computed_once(data, tmp_path):
     cache,said = ask(first, tmp_path/'c')
     assert sorted(first.decoded)==[*range(12)] and [p.name for p in shards(tmp_path/'c')]==[f'00000{n}.safetensors' for n in (1, 2, 3, 4)]
     assert said==[f'feature cache: 12 images, {12*ROW/1000:.3g} kB, in {tmp_path/"c"}: 0 rows found, 12 to compute']
-    assert cache.nbytes==12*(ROW-feature_cache.ROW) and cache.fingerprint()==first.fingerprint() and cache.classes==['a', 'b']
+    assert cache.nbytes==12*(ROW-in_files.ROW) and cache.fingerprint()==first.fingerprint() and cache.classes==['a', 'b']
     second = data([7, 3, 11])
     cache,_ = ask(second, tmp_path/'c')
     assert second.decoded==[]
@@ -94,8 +98,8 @@ def test_a_changed_file_is_computed_again(data, tmp_path):
 
 def test_checked_once_per_process(data, tmp_path, monkeypatch):
     ask(data(), tmp_path/'c')
-    seen,true = [],feature_cache.checksum
-    monkeypatch.setattr(feature_cache, 'checksum', lambda *words: seen.append(1) or true(*words))
+    seen,true = [],in_files.checksum
+    monkeypatch.setattr(in_files, 'checksum', lambda *words: seen.append(1) or true(*words))
     ask(data(), tmp_path/'c')
     assert len(seen)==4
     cached(data([1, 2]), encode, KEY, 'disk', tmp_path/'c', say=lambda line: None)
@@ -193,12 +197,12 @@ def test_more_than_allowed(data, tmp_path, mode):
     right(ask(data(), tmp_path/'c', mode=mode, limit_gb=12*ROW/1e9)[0], data())
 
 def test_no_room_on_the_disk(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=11*ROW))
+    monkeypatch.setattr(store.shutil, 'disk_usage', lambda path: SimpleNamespace(free=11*ROW))
     with pytest.raises(ConfigError, match='cache_folder: .* has .* kB free, needed are'): ask(data(), tmp_path/'c')
     cache,said = ask(data(), tmp_path/'c', mode='auto')
     assert 'in memory, because cache_folder' in said[0] and not shards(tmp_path/'c')
     right(cache, data())
-    monkeypatch.setattr(feature_cache, 'available_memory', lambda: 23*ROW)          # auto takes no more than half
+    monkeypatch.setattr(store, 'available_memory', lambda: 23*ROW)          # auto takes no more than half
     raw = data()
     same,said = ask(raw, tmp_path/'c', mode='auto')
     assert same is raw and len(said)==1 and 'cache_folder: ' in said[0] and 'of memory are needed' in said[0]
@@ -289,6 +293,62 @@ def test_off_touches_nothing(data, tmp_path):
         assert same is raw and len(said)==1 and 'augmented' in said[0]
     assert raw.decoded==[] and not (tmp_path/'c').exists()
     with pytest.raises(DataError, match='empty'): ask(data([]), tmp_path/'c')
+
+def test_a_cache_of_an_earlier_day_is_read(data, tmp_path):
+    "The layout `vadnb-features-1`, written here by hand"
+    raw,folder = data(range(6)),tmp_path/'c'/f"v1-enc-{hashlib.blake2b(b'enc', digest_size=6).hexdigest()}"
+    folder.mkdir(parents=True)
+    for k in (0, 3):
+        some = [raw[i] for i in range(k, k+3)]
+        bits = torch.stack([s['mask'] for s in some]).reshape(3, 64).numpy()
+        feature,mask = encode(torch.stack([s['image'] for s in some])),torch.from_numpy(np.packbits(bits, 1))
+        tensors = dict(feature=feature, mask=mask, label=torch.stack([s['label'] for s in some]))
+        names = ' '.join(raw.content(i) for i in range(k, k+3))
+        words = dict(format='vadnb-features-1', key='enc', digests=names, bits='{"mask": [8, 8]}')
+        facts = [(n, str(t.dtype), list(t.shape)) for n,t in sorted(tensors.items())]
+        check = hashlib.blake2b(json.dumps([*words.values(), facts]).encode(), digest_size=16)
+        for _,t in sorted(tensors.items()): check.update(t.numpy().tobytes())
+        save_file(tensors, folder/f'00000{k//3+1}.safetensors', dict(words, checksum=check.hexdigest()))
+    again = data(range(6))
+    cache,said = ask(again, tmp_path/'c')
+    assert again.decoded==[] and said==[f'feature cache: 6 images, {6*ROW/1000:.3g} kB, all found in {tmp_path/"c"}']
+    right(cache, again)
+
+class Clips(Dataset):
+    "Samples without an image"
+    augmented,classes,noun = False,['all'],'clips'
+    def __len__(self): return 7
+    def content(self, i): return f'clip{i}'
+    def tags(self, i): return dict(name=f'clip {i}')
+    def fingerprint(self): return '7 clips'
+    def __getitem__(self, i):
+        gen = torch.Generator().manual_seed(i)
+        return dict(frames=torch.randint(0, 256, (4, 3, 8, 8), generator=gen).byte(), fps=torch.tensor(25.+i),
+                    segments=torch.tensor([[0., i]]), **self.tags(i))
+
+@pytest.mark.parametrize('mode', ['disk', 'memory'])
+def test_any_tensors_in_and_out(tmp_path, mode):
+    def look(frames, fps):
+        assert frames.shape[1:]==(4, 3, 8, 8) and frames.dtype==torch.uint8 and fps.shape==frames.shape[:1]
+        mean = frames.float().mean((2, 3, 4))
+        return dict(mean=mean.half(), rate=mean*fps[:,None], bright=mean>127, best=mean.argmax(1))
+    clips = Clips()
+    for _ in range(2):
+        cache,said = ask(clips, tmp_path/'c', mode=mode, encode=look, inputs=('frames', 'fps'))
+        assert '7 clips' in said[0]
+        for got,s in zip(cache, [clips[i] for i in range(7)], strict=True):
+            want = {n: v[0] for n,v in look(s['frames'][None], s['fps'][None]).items()} | dict(segments=s['segments'])
+            assert got.keys()==want.keys() | {'name'} and got['name']==s['name']
+            for n,v in want.items():
+                assert got[n].dtype==v.dtype
+                torch.testing.assert_close(got[n], v)
+    one,_ = ask(clips, None, mode='memory', encode=lambda x: x.float().mean((1, 2, 3, 4)), inputs='frames')
+    assert {n: v.shape for n,v in one[0].items() if n!='name'}==dict(feature=(), fps=(), segments=(1, 2))
+    for inputs,says in (('image', 'clip 0, image: is missing; an encoder takes tensors, and `inputs` names them'),
+                        (('frames', 'name'), 'clip 0, name: is str')):
+        with pytest.raises(DataError, match=says): ask(clips, None, mode='memory', encode=look, inputs=inputs)
+    with pytest.raises(DataError, match='clip 0: its rate holds NaN or infinity; .* then the frames'):
+        ask(clips, None, mode='memory', encode=lambda x: dict(rate=x.flatten(1).float()*float('nan')), inputs='frames')
 
 def test_keys_have_folders_of_their_own(tmp_path):
     names = {folder_name(k) for k in ('a/b', 'a b', '../..', 'a'*300, 'a'*301, 'é', '')}

@@ -5,9 +5,11 @@ from command import vadnb
 from vadnb.core import DataError, read_json, read_jsonl, write_json
 from vadnb.data.convert import from_ucf_annotation
 from vadnb.data.sampling import uniform_indices
-from vadnb.data.synth import street_world
+from vadnb.worlds.street import street_world
 from vadnb.data.video import VideoReader, write_video
-from vadnb.metrics.video_anomaly import frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
+from vadnb.metrics.events import temporal_map
+from vadnb.metrics.intervals import frame_intervals, per_class_metrics
+from vadnb.metrics.video_anomaly import frame_metrics, trivial_baselines
 from vadnb.models import clip
 from vadnb.models.aggregate import unit
 from vadnb.systems import fgclip
@@ -483,8 +485,9 @@ def test_a_long_video_needs_the_memory_of_one_chunk(build, tmp_path, monkeypatch
         most.append(sum(n for ref,n in held if ref() is not None))
         return res
     monkeypatch.setattr(fgclip, 'read_frames', read_frames)
-    taken,get_batch = [], VideoReader.get_batch
-    monkeypatch.setattr(VideoReader, 'get_batch', lambda self, index: taken.append(len(index)) or get_batch(self, index))
+    taken,stream = [], VideoReader.stream
+    monkeypatch.setattr(VideoReader, 'stream', lambda self, index, *args: taken.append(len(index)) or stream(self, index, *args))
+    monkeypatch.delattr(VideoReader, 'get_batch') # no chunk is ever held at the size of the source
     system = build('--score.stride', '8', '--score.chunk', '16').eval()
     found = system.predict(video)
     assert len(found)==3000 and sum(n for _,n in held)==375 and max(most)<=16 and max(taken)<=16

@@ -4,15 +4,18 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError
-from vadnb.data.mvtec import open_image
+from vadnb.data.anomaly_images import open_image
 from vadnb.core import DataWarning
-from vadnb.metrics.pixel_anomaly import image_scores
+from vadnb.metrics.anomaly_maps import image_scores
 from vadnb.core import MetricWarning
 from vadnb.plots import figure_bytes
-from vadnb.systems.image_prediction import (RATES, Calibration, Case, ImagePrediction, ImagePredictions, Thresholds, case_sheet, conformal_threshold, contact_sheet,
-                                            enlarge, list_inputs, normal_thresholds, output_files, panels, pixel_quantiles)
+from vadnb.results.image import ImagePrediction
+from vadnb.results.images import ImagePredictions, list_inputs, output_files
+from vadnb.results.panels import Case, enlarge, panels
+from vadnb.results.sheets import case_sheet, contact_sheet
+from vadnb.results.thresholds import RATES, Calibration, Thresholds, conformal_threshold, normal_thresholds, pixel_quantiles
 from vadnb.train.checkpoint import read_part, write_part
-from vadnb.train.report import embed
+from vadnb.report.pictures import embed
 
 limits = Thresholds(2, 1.5, .1, 99)
 
@@ -143,7 +146,7 @@ def test_real_images(shared, tmp_path):
     inputs = inputs[::5]
     found = ImagePredictions(source, [predicted(p, n, seed=i, stride=16) for i,(n,p) in enumerate(inputs)])
     files = found.save(tmp_path/'out', overlay=True)
-    assert sorted(files)==sorted(snapshot(tmp_path/'out')) and len(files)==3+3*len(inputs)
+    assert sorted(files)==sorted(snapshot(tmp_path/'out')) and len(files)==3+4*len(inputs)
     with open(files[0], newline='') as f: rows = list(csv.DictReader(f))
     assert [r['name'] for r in rows]==[n for n,_ in inputs]
     for r,p in zip(rows, found, strict=True):
@@ -152,7 +155,7 @@ def test_real_images(shared, tmp_path):
         drawn = Image.open(tmp_path/'out'/'overlays'/Path(p.name).with_suffix('.png'))
         assert drawn.size==p.size[::-1]
     record = json.loads(files[1].read_text())
-    assert record['images']==[p.record() for p in found] and record['thresholds']['normals']==99 and 'scores' not in record
+    assert record['images']==[p.as_json() for p in found] and record['thresholds']['normals']==99 and 'scores' not in record
     assert len(found.summary(3))==1+3+1+3 and all(p.name in ''.join(found.summary(99)) for p in found)
 
 def test_an_image_that_was_turned_by_its_camera(tmp_path):
@@ -190,7 +193,7 @@ def test_a_missing_image_costs_the_pictures_only(tmp_path):
     found = ImagePredictions('x', [predicted(tmp_path/'gone.png', 'gone.png', (8, 9))])
     with pytest.raises(DataError, match='is not there any more'): found.save(tmp_path/'out', overlay=True)
     assert not (tmp_path/'out').exists()
-    assert len(found.save(tmp_path/'out'))==5
+    assert len(found.save(tmp_path/'out'))==6
 
 @pytest.mark.parametrize('where,name', [('in', 'a.png'), ('in/deep/er', 'a.png'), ('.', 'maps/a.png')])
 def test_nothing_is_written_among_the_predicted(tmp_path, where, name):
@@ -212,18 +215,18 @@ def test_a_single_image_is_never_written_over(tmp_path):
     path = picture(tmp_path/'c.png'); (tmp_path/'out'/'maps').mkdir(parents=True); (tmp_path/'out'/'maps'/'c.png').symlink_to(path)
     with pytest.raises(DataError, match='would be written over'): ImagePredictions(path, [predicted(path)]).save(tmp_path/'out')
     # beside it is fine
-    assert len(ImagePredictions(path, [predicted(path)]).save(tmp_path/'results'))==5
+    assert len(ImagePredictions(path, [predicted(path)]).save(tmp_path/'results'))==6
 
 def test_different_names_never_share_a_file(tmp_path):
     names = ['a.png', 'b/a.png', 'a.b.png', 'maps/a.png', 'scores.png', 'b.a/x.png']
     files = output_files([(n, tmp_path/n) for n in names], 'x', tmp_path/'out', True)
-    assert len(files)==3+3*len(names) and list(files.values()).count('a.png')==3
+    assert len(files)==3+4*len(names) and list(files.values()).count('a.png')==4
     for twins in (['a.png', 'a.jpg'], ['x/a.tif', 'x/a.tiff'], ['a', 'a.png']):
         with pytest.raises(DataError, match=f"'{twins[0]}' and '{twins[1]}' would both"): output_files([(n, n) for n in twins], 'x', 'out')
 
 def test_a_refusing_disk_leaves_no_half_file(tmp_path, monkeypatch):
     found,replace = ImagePredictions('x', [predicted(picture(tmp_path/'in'/'a.jpg'))]), os.replace
-    for part in ('scores.csv', 'predictions.json', 'contact_sheet.png', 'maps/a.png', 'maps/a.npz', 'overlays/a.png'):
+    for part in ('scores.csv', 'predictions.json', 'contact_sheet.png', 'maps/a.png', 'maps/a.npz', 'maps/a.layers.json', 'overlays/a.png'):
         def refuse(a, b, part=part):
             if str(b).endswith(part): raise OSError(28, 'No space left on device')
             replace(a, b)

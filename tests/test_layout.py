@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parent.parent
-layers = ['data', 'models', 'losses', 'metrics', 'train', 'systems', 'cli']
+layers = ['data', 'worlds', 'models', 'losses', 'metrics', 'results', 'train', 'report', 'systems', 'cli']
 modules = {'.'.join(p.relative_to(root).with_suffix('').parts): p for p in sorted((root/'vadnb').rglob('*.py')) if not p.name.startswith('_')}
 notebooks = {p.relative_to(root/'nbs').as_posix(): p for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
 each_module = pytest.mark.parametrize('name', modules)
 each_notebook = pytest.mark.parametrize('name', notebooks)
 
 def rank(module):
-    "Place of `vadnb.<part>...` in the flow of data; core, requirements, config and plots come before everything"
+    "Place of `vadnb.<part>...` in the flow of data; core, requirements, config, plots and pictures come before everything"
     part = module.split('.')[1] if '.' in module else ''
-    if part in ('', 'core', 'requirements', 'config', 'plots', '_modidx'): return 0
+    if part in ('', 'core', 'requirements', 'config', 'plots', 'pictures', '_modidx'): return 0
     return 1+layers.index(part)
 
 def imported(tree, module):
@@ -38,7 +38,7 @@ def test_imports_point_left(name): assert wrong_ways(ast.parse(modules[name].rea
 
 def test_an_import_to_the_right_is_seen():
     for code in ('from vadnb.train.learner import fit', 'from ..train.learner import fit', 'import vadnb.systems.fgclip', 'def f():\n    from ..cli import main',
-                 'from vadnb import cli', 'import_module(f"vadnb.systems.{name}")', 'importlib.import_module("vadnb.train.report")'):
+                 'from vadnb import cli', 'import_module(f"vadnb.systems.{name}")', 'importlib.import_module("vadnb.report.report")'):
         assert wrong_ways(ast.parse(code), 'vadnb.models.clip'), code
     for code in ('from ..data.video import VideoReader', 'from ..core import DataError', 'from .aggregate import unit', 'from .. import __version__', 'import torch'):
         assert not wrong_ways(ast.parse(code), 'vadnb.models.clip'), code

@@ -5,7 +5,9 @@ import numpy as np, pytest, torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from vadnb.core import DataError
-from vadnb.data.mvtec import AnomalyImages, ImageRecord, check_split, collate, hold_out, read_folder, read_meta, read_tree, read_visa, write_meta, write_tree_meta
+from vadnb.data.anomaly_images import AnomalyImages, collate
+from vadnb.data.image_lists import ImageRecord, check_split, hold_out, read_meta, read_visa, write_meta
+from vadnb.data.mvtec import read_folder, read_tree, write_tree_meta
 
 # MVTec-AD: training good, test good, test defective
 counts = dict(bottle=(209, 20, 63), cable=(224, 58, 92), capsule=(219, 23, 109), carpet=(280, 28, 89), grid=(264, 21, 57), hazelnut=(391, 40, 70), leather=(245, 32, 92), metal_nut=(220, 22, 93),

@@ -4,7 +4,9 @@ import numpy as np, pytest
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 from vadnb.core import DataError
-from vadnb.metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, label_components, pixel_metrics
+from vadnb.metrics.anomaly_maps import image_scores, label_components
+from vadnb.metrics.pixel_anomaly import SEVEN, pixel_metrics
+from vadnb.metrics.pixel_stream import StreamingPixelMetrics
 from vadnb.core import MetricWarning
 
 PIXEL = SEVEN[3:]

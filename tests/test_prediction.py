@@ -3,9 +3,11 @@ import csv, json, os, subprocess, sys, tracemalloc
 from pathlib import Path
 import numpy as np, pytest
 from vadnb.core import CheckpointError, DataError, VideoError
-from vadnb.data.synth import frame_labels, street_scene
+from vadnb.worlds.stage import frame_labels
+from vadnb.worlds.street_events import street_scene
 from vadnb.data.video import VideoReader, numbered_frames, frame_number, write_video
-from vadnb.systems.prediction import VideoPrediction, connected, heat_box, runs, smooth
+from vadnb.results.localization import connected, heat_box, runs, smooth
+from vadnb.results.video import VideoPrediction
 
 def made_up(path, n, fps, seed=0, heat=True, name=None, threshold=.5, grid=(6, 8)):
     "Scores with one hump, three classes, a warm spot that wanders to the right"
@@ -76,7 +78,7 @@ def test_real_videos(shared, tmp_path, clip):
     n,stem = len(reader),video.stem
     p = made_up(video, n, reader.fps)
     files = p.save(tmp_path, overlay=True)
-    assert sorted(f.name for f in files)==sorted(f.name for f in tmp_path.iterdir())==sorted(stem+e for e in ('.json', '.csv', '.png', '_heat.npz', '_overlay.mp4'))
+    assert sorted(f.name for f in files)==sorted(f.name for f in tmp_path.iterdir())==sorted(stem+e for e in ('.json', '.csv', '.png', '_heat.npz', '.layers.json', '_overlay.mp4'))
     found = json.loads(files[0].read_text())
     assert found['frames']==len(found['scores'])==n and found['fps']==reader.fps and found['segments'] and found['most_anomalous']
     for s in found['segments']+found['most_anomalous']:
@@ -85,7 +87,7 @@ def test_real_videos(shared, tmp_path, clip):
     assert rows[0]==['frame', 'seconds', 'score', 'Abuse', 'normal', 'Fighting'] and len(rows)==n+1
     np.testing.assert_allclose(np.array([r[2:] for r in rows[1:]], float), np.c_[p.scores, p.probabilities], atol=6e-7)
     assert files[2].read_bytes()[:4]==b'\x89PNG'
-    drawn = VideoReader(files[4])
+    drawn = VideoReader(files[5])
     h,w = reader.size
     assert len(drawn)==n and drawn.fps==pytest.approx(reader.fps) and drawn.size[1]==w and drawn.size[0]>h
     # far from any heat each drawn picture is the video's own of that number, and not its neighbour's
@@ -166,7 +168,7 @@ def test_saved_twice_the_bytes_are_equal(tmp_path):
 def test_different_stems_never_share_a_file(tmp_path):
     names = [f'a{e}.mp4' for e in ('', '_heat', '_overlay', '_overlay_heat', '_heat_heat', '.json', '_overlay.mp4')]
     files = [f for name in names for f in made_up(tmp_path/'gone.mp4', 9, 25, name=name).files(tmp_path, overlay=True)]
-    assert len(set(files))==len(files)==5*len(names)
+    assert len(set(files))==len(files)==6*len(names)
 
 def test_the_source_is_never_written_over(tmp_path):
     video = write_video(tmp_path/'a_overlay.mp4', numbered_frames(9), 25)
@@ -176,7 +178,7 @@ def test_the_source_is_never_written_over(tmp_path):
 
 def test_a_missing_video_costs_the_pictures_only(tmp_path):
     p = made_up(tmp_path/'gone.mp4', 30, 25)
-    assert len(p.save(tmp_path/'out'))==4
+    assert len(p.save(tmp_path/'out'))==5
     with pytest.raises(VideoError, match='gone.mp4'): p.save(tmp_path/'other', overlay=True)
     assert not (tmp_path/'other').exists()
 
@@ -227,7 +229,7 @@ def test_an_hour_of_frames(tmp_path):
     with open(files[1]) as f: assert sum(1 for _ in f)==n+1
 
 def test_needs_no_torch():
-    code = "import sys, vadnb.systems.prediction; print(*{'torch', 'transformers', 'matplotlib', 'av'}&set(sys.modules))"
+    code = "import sys, vadnb.results.video; print(*{'torch', 'transformers', 'matplotlib', 'av'}&set(sys.modules))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()==''
 
 def test_a_drawn_street_is_found_where_it_was_drawn(tmp_path):

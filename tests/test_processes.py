@@ -164,7 +164,7 @@ def test_a_batch_without_any_sample_ends_both(tmp_path):
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-    from vadnb.data.synth import street_world
+    from vadnb.worlds.street import street_world
     return street_world(tmp_path_factory.mktemp('world')/'street', videos=8, size=(48, 64), frames=(32, 36), valid_videos=0, test_videos=2, anomalous=.5)
 
 def fgclip_words(world, folder, name, batch, accumulate):
@@ -196,7 +196,7 @@ def test_fgclip_in_two_processes(tmp_path, world, accumulate):
 
 def regions_per_rank(world):
     "Regions of the first batches, (first process, second process)"
-    from vadnb.data.ucf_crime import read_regions
+    from vadnb.data.regions import read_regions
     clips = read_regions(world.train)
     ranks = [EpochBatches(len(clips), 2, 0, 2, r) for r in (0, 1)]
     return [tuple(sum(len(clips[i].tracks) for _,i in b.batch(k)) for b in ranks) for k in range(3)]

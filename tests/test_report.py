@@ -4,8 +4,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from vadnb.core import CheckpointError, DataError, write_json
-from vadnb.plots import curves, figure_bytes, frame_strip, new_figure, save_figure, thin, timeline
-from vadnb.train.report import read_run, report_page, write_report
+from vadnb.pictures import frame_strip, timeline
+from vadnb.plots import figure_bytes, new_figure, save_figure, thin
+from vadnb.report.curves import curves
+from vadnb.report.report import report_page, write_report
+from vadnb.report.run import read_run
 
 evil = '"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\' $\\frac{ \ud800 \x00 _'
 
@@ -75,7 +78,7 @@ def test_one_file_that_needs_nothing(run):
 
 def test_same_run_same_bytes_in_another_process(run):
     first = write_report(run).read_bytes(), (run/'curves.png').read_bytes()
-    subprocess.run([sys.executable, '-c', 'import sys; from vadnb.train.report import write_report; write_report(sys.argv[1])', run], check=True, env=os.environ | dict(PYTHONHASHSEED='7'))
+    subprocess.run([sys.executable, '-c', 'import sys; from vadnb.report.report import write_report; write_report(sys.argv[1])', run], check=True, env=os.environ | dict(PYTHONHASHSEED='7'))
     assert first==((run/'report.html').read_bytes(), (run/'curves.png').read_bytes())
 
 def test_strangers_text_stays_text(tmp_path):
@@ -201,7 +204,7 @@ def test_one_line_errors(run, tmp_path):
 
 def test_nothing_global_is_changed(run):
     code = '''import sys, matplotlib; before = dict(matplotlib.rcParams)
-from vadnb.train.report import write_report; write_report(sys.argv[1])
+from vadnb.report.report import write_report; write_report(sys.argv[1])
 assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules
 assert dict(matplotlib.rcParams)==before'''
     subprocess.run([sys.executable, '-c', code, run], check=True, env=os.environ | dict(MPLBACKEND='agg'))

@@ -2,11 +2,12 @@
 import json, warnings
 from collections import Counter
 import numpy as np, pytest, torch
-from vadnb.core import DataError, write_json
+from vadnb.core import DataError, DataWarning, write_json
+from vadnb.data.annotation import candidate_paths, find_video, frame_truth, resolve_path, video_name
+from vadnb.data.regions import read_regions, token_budget
 from vadnb.data.tracks import Track
-from vadnb.core import DataWarning
-from vadnb.data.ucf_crime import (TEMPLATES, AnnotatedClips, RegionClips, _candidates, collate, find_video, frame_truth, read_annotation, read_regions, resolve_path,
-    token_budget, video_class, video_name)
+from vadnb.data.ucf_crime import (TEMPLATES, AnnotatedClips, RegionClips, class_folders, collate, read_annotation,
+                                  video_class)
 
 def tokenize(texts): return torch.tensor([[len(t), *t.encode()[:5].ljust(5)] for t in texts]).reshape(len(texts), 6)
 
@@ -38,10 +39,11 @@ def test_no_normal_video_is_said(sample, tmp_path):
 
 def test_flat_paths_lead_to_the_class_folders(sample, shared):
     facts = json.loads(sample.with_name('ucf_region_sample_facts.json').read_text())
-    for item,v in zip(json.loads(sample.read_text()), facts['videos']): assert v['disk_path'] in _candidates(item['f_path'], TEMPLATES)
+    def places(f_path): return candidate_paths(f_path, TEMPLATES, class_folders)
+    for item,v in zip(json.loads(sample.read_text()), facts['videos']): assert v['disk_path'] in places(item['f_path'])
     for name in 'Anomaly_Train.txt','Anomaly_Test.txt':
         for line in (shared/'data'/'ucf_crime'/name).read_text().split():
-            assert f'UCF_Crimes/Videos/{line}' in _candidates(f'UCF_Crimes_Videos/{line.split("/")[1]}', TEMPLATES)
+            assert f'UCF_Crimes/Videos/{line}' in places(f'UCF_Crimes_Videos/{line.split("/")[1]}')
 
 def test_official_list(shared):
     at = shared/'data'/'ucf_crime'
@@ -109,7 +111,8 @@ def test_annotation_past_the_end_names_both(real):
 @pytest.mark.parametrize('path', ['../train.json', '/etc/passwd', 'UCF_Crimes_Videos/../../x.mp4', 'link/hosts'])
 def test_no_path_leaves_the_data_root(tmp_path, path):
     root = tmp_path/'root'; (root/'UCF_Crimes_Videos').mkdir(parents=True); (root/'link').symlink_to('/etc')
-    with pytest.raises(DataError, match='outside the data root'): resolve_path(root, path, where='a.json, item 0')
+    with pytest.raises(DataError, match='outside the data root'):
+        resolve_path(root, path, TEMPLATES, 'a.json, item 0', class_folders)
 
 def test_a_region_round_trips_through_json(sample):
     for item in json.loads(sample.read_text()):
@@ -118,7 +121,7 @@ def test_a_region_round_trips_through_json(sample):
 def test_fingerprint_sees_an_edited_caption(tmp_path):
     "A resumed run is told when its annotation is not the one it was started with"
     import json
-    from vadnb.data.synth import street_world
+    from vadnb.worlds.street import street_world
     world = street_world(tmp_path/'world', videos=2, valid_videos=0, test_videos=0, frames=(32, 36))
     ids = lambda texts: torch.zeros(len(texts), 4, dtype=torch.long)
     clips = lambda **kw: RegionClips(world.train, world.root, 4, (48, 64), ids, **kw)
@@ -219,7 +222,7 @@ def test_missing_videos_are_one_error(shared, tmp_path):
 def test_no_name_of_an_annotation_leaves_the_data_root(tmp_path, name):
     root = tmp_path/'root'; root.mkdir(); (root/'link').symlink_to('/etc')
     (tmp_path/'secret.mp4').touch()
-    with pytest.raises(DataError, match="outside the data root"): find_video(root, name)
+    with pytest.raises(DataError, match="outside the data root"): find_video(root, name, TEMPLATES, folders=class_folders)
 
 def test_negatives_of_a_batch_belong_to_their_regions(real):
     def harder(i):

@@ -3,7 +3,7 @@ import json
 import pytest, torch
 from test_processes import close, parameters, together
 from toy_system import curve, rows
-from vadnb.data.defects import texture_world
+from vadnb.worlds.textures import texture_world
 from vadnb.train.checkpoint import find_checkpoint, read_part
 from vadnb.train.learner import fit
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 from vadnb.core import CheckpointError, ConfigError, DataError
-from vadnb.data.defects import PlantedDefects, generator, texture_world
+from vadnb.worlds.stage import generator
+from vadnb.worlds.defects import PlantedDefects
+from vadnb.worlds.textures import texture_world
 from vadnb.models.feature_decoder import FeatureDecoder, image_loss
 from vadnb.plots import figure_bytes
 from vadnb.systems.uniad import Config, DataConfig, ModelConfig, ScoreConfig
 from vadnb.systems.uniad_pictures import choose_images, collage, good_images, query_figure, reconstruction_figure, redraw, train_decoder, write_pictures
 from vadnb.train.learner import TrainConfig, fit
-from vadnb.train.report import write_report
+from vadnb.report.report import write_report
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory): return texture_world(tmp_path_factory.mktemp('pictures')/'world', classes=['weave', 'bricks', 'dots'], train=6, good=2, defective=4, size=(48, 64), shift=1)

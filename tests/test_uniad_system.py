@@ -9,9 +9,12 @@ from command import vadnb
 from test_uniad_golden import layout, official
 from toy_system import FailAt, StopAt, curve, differences, rows
 from vadnb.core import CheckpointError, DataError, read_json
-from vadnb.data.defects import texture_world
-from vadnb.data.mvtec import AnomalyImages, read_tree, write_meta, write_tree_meta
-from vadnb.metrics.pixel_anomaly import SEVEN, image_scores, pixel_metrics
+from vadnb.worlds.textures import texture_world
+from vadnb.data.anomaly_images import AnomalyImages
+from vadnb.data.image_lists import write_meta
+from vadnb.data.mvtec import read_tree, write_tree_meta
+from vadnb.metrics.anomaly_maps import image_scores
+from vadnb.metrics.pixel_anomaly import SEVEN, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
 from vadnb.systems.uniad import UniADSystem
 from vadnb.train.callbacks import Callback
@@ -331,7 +334,7 @@ def said(world, runs, name, *more):
     return [line for line in err.splitlines() if 'feature cache' in line]
 
 def test_features_are_computed_once_and_repaired(world, tmp_path, encoded, monkeypatch):
-    monkeypatch.setattr('vadnb.train.report.write_report', lambda run: run)
+    monkeypatch.setattr('vadnb.report.report.write_report', lambda run: run)
     first = said(world, tmp_path, 'first')
     assert len(first)==2 and first[0].startswith('training: feature cache: 10 images') and '0 rows found, 10 to compute' in first[0] and first[1].startswith('validation: feature cache: 12 images') and sum(encoded)==22
     # one folder per encoder
@@ -355,7 +358,7 @@ def test_features_are_computed_once_and_repaired(world, tmp_path, encoded, monke
 def numbers_of(run): return [{k: v for k,v in r.items() if not isinstance(v, str)} for r in curve(run)]
 
 def test_augmentation_switches_the_cache_off(world, tmp_path, encoded, monkeypatch):
-    monkeypatch.setattr('vadnb.train.report.write_report', lambda run: run)
+    monkeypatch.setattr('vadnb.report.report.write_report', lambda run: run)
     lines = said(world, tmp_path, 'run', '--data.hflip', '0.5', '--data.rotate', 'true')
     assert lines[0].startswith('training: feature cache: off, because the data set is augmented') and lines[1].startswith('validation: feature cache: 12 images')
     assert encoded.count(4)>=2

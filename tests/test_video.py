@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from vadnb.core import VideoError
-from vadnb.data import video
+from vadnb.data import decoding, frame_sources, video_writing
+from vadnb.data.container import upright
+from vadnb.data.frame_sources import PyavFrames, decord_fault
 from vadnb.data.video import VideoReader, frame_number, numbered_frames, probe, write_video
 
 root = Path(__file__).resolve().parent.parent
@@ -17,7 +19,7 @@ def definition(path, index=None, orientation=(False, False, False)):
     with av.open(str(path)) as c:
         s = c.streams.best('video') if index is None else c.streams[index]
         try:
-            for f in c.decode(s): res.append(video._upright(f.to_ndarray(format='rgb24'), orientation))
+            for f in c.decode(s): res.append(upright(f.to_ndarray(format='rgb24'), orientation))
         except av.FFmpegError: pass
     return res
 
@@ -92,11 +94,12 @@ def test_decord_where_it_may(shared):
 def test_decord_that_returns_other_frames_is_caught(tmp_path, monkeypatch):
     pytest.importorskip('decord')
     path = write_video(tmp_path/'a.mp4', numbered_frames(30))
-    assert video._decord_agrees(video.PyavFrames(path))==''
-    monkeypatch.setattr(video, '_trial', video._trial.replace('for i in sys.argv[2:]', 'for i in (0, 14, 29)'))
-    assert 'differ' in video._decord_agrees(video.PyavFrames(path))
-    monkeypatch.setattr(video, '_trial', 'while True: pass')
-    assert 'did not answer' in video._decord_agrees(video.PyavFrames(path), seconds=1)
+    assert decord_fault(PyavFrames(path))==''
+    other = frame_sources.decord_trial.replace('for i in sys.argv[2:]', 'for i in (0, 14, 29)')
+    monkeypatch.setattr(frame_sources, 'decord_trial', other)
+    assert 'differ' in decord_fault(PyavFrames(path))
+    monkeypatch.setattr(frame_sources, 'decord_trial', 'while True: pass')
+    assert 'did not answer' in decord_fault(PyavFrames(path), seconds=1)
 
 def test_edit_list_hides_frames(tmp_path):
     import av
@@ -116,9 +119,9 @@ def test_edit_list_hides_frames(tmp_path):
 @pytest.mark.parametrize('degrees', [0, 90, 180, -90])
 def test_mirrored_pictures(tmp_path, monkeypatch, degrees, hflip, vflip):
     corner = np.zeros((64, 96, 3), np.uint8); corner[:20, :30] = 255
-    add = video._add_stream
+    add = video_writing.add_stream
     def mirrored(*args): s = add(*args); s.set_display_rotation(degrees, hflip=hflip, vflip=vflip); return s
-    monkeypatch.setattr(video, '_add_stream', mirrored)
+    monkeypatch.setattr(video_writing, 'add_stream', mirrored)
     x = VideoReader(write_video(tmp_path/'a.mp4', [corner]*2)).get_batch([1])[0]
     # FFmpeg's flip negates the shown coordinates: the picture is turned first, then mirrored
     expected = np.rot90(corner, degrees//90)[::-1 if vflip else 1, ::-1 if hflip else 1]
@@ -210,6 +213,96 @@ def test_only_the_frames_asked_for_are_held(tmp_path):
         tracemalloc.start(); use(); peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
         assert peak<limit*one
 
+def squashed(frames, size):
+    from vadnb.data.transforms import squash
+    return squash(frames, size).permute(0, 2, 3, 1).numpy()
+
+@pytest.fixture(scope='module')
+def kinds(tmp_path_factory):
+    "One video for each way there is to frames: packet table, sequential, turned, folder"
+    from PIL import Image
+    folder = tmp_path_factory.mktemp('kinds')
+    (folder/'pictures').mkdir()
+    for i,x in enumerate(numbered_frames(40)): Image.fromarray(x).save(folder/'pictures'/f'{i}.png')
+    return {'indexed': write_video(folder/'a.mp4', numbered_frames(40), gop=12),
+            'sequential': write_video(folder/'a.avi', numbered_frames(40), codec='mpeg4', bit_rate=400_000),
+            'turned': write_video(folder/'turned.mp4', numbered_frames(40), rotation=90), 'folder': folder/'pictures'}
+
+ORDERS = {'rising': [0, 3, 3, 17, 39], 'falling': [39, 17, 3, 3, 0], 'mixed': [5, 31, 5, 0, 38, 31, 5], 'one': [20], 'none': []}
+
+@pytest.mark.parametrize('size', [None, (64, 96), (96, 64), (24, 40), (100, 130)], ids=str)
+@pytest.mark.parametrize('order', ORDERS)
+@pytest.mark.parametrize('kind', ['indexed', 'sequential', 'turned', 'folder', 'decord'])
+def test_stream_is_get_batch_and_the_resize_of_training(kinds, kind, order, size):
+    if kind=='decord': pytest.importorskip('decord')
+    backend = 'decord' if kind=='decord' else 'auto'
+    reader = VideoReader(kinds['indexed' if kind=='decord' else kind], backend=backend, threads=1)
+    index = np.array(ORDERS[order], int)
+    got,want = list(reader.stream(index, size)), reader.get_batch(index)
+    if size is not None: want = squashed(want, size)
+    assert len(got)==len(index)
+    assert all(x.dtype==np.uint8 and x.flags.c_contiguous and np.array_equal(x, y) for x,y in zip(got, want))
+    quick = list(reader.stream(index, size, resize='swscale'))
+    assert [x.shape for x in quick]==[x.shape for x in got]
+    # the ruler is read upright
+    if kind!='turned': assert numbers(quick)==index.tolist()
+
+def test_a_frame_streamed_twice_may_be_written_into(kinds):
+    frames = VideoReader(kinds['indexed']).stream([7, 7, 7], (48, 64))
+    first = next(frames)
+    right = first.copy()
+    first[:] = 0
+    assert all(np.array_equal(x, right) for x in frames)
+
+@pytest.mark.parametrize('kind', ['indexed', 'folder'])
+def test_each_frame_is_read_once_and_no_further_than_needed(kinds, monkeypatch, kind):
+    reader = VideoReader(kinds[kind])
+    asked,given,read = [], [], reader._source.read
+    def counted(wanted, size=None):
+        asked.append(wanted.tolist())
+        for i,x in read(wanted, size):
+            given.append(i)
+            yield i,x
+    monkeypatch.setattr(reader._source, 'read', counted)
+    frames = reader.stream([9, 4, 9, 30], (24, 40))
+    assert not asked
+    assert numbers([next(frames), next(frames)])==[9, 4] and given==[4, 9]
+    assert numbers(frames)==[9, 30] and asked==[[4, 9, 30]] and given==[4, 9, 30]
+
+def test_stream_refuses_what_get_batch_refuses(kinds):
+    reader = VideoReader(kinds['indexed'])
+    for bad in ([-1], [40], [3, 400], [1.], [True], [[1]]):
+        with pytest.raises(VideoError) as plain: reader.get_batch(bad)
+        with pytest.raises(VideoError) as streamed: reader.stream(bad, (24, 40))
+        assert str(streamed.value)==str(plain.value)
+    for size in ((0, 4), (4, -1), (4,), (4, 4, 3)):
+        with pytest.raises(ValueError, match='positive'): reader.stream([0], size)
+    with pytest.raises(VideoError, match='use squash or swscale'): reader.stream([0], (4, 4), resize='swsacle')
+
+def test_stream_notices_the_end_of_a_file_that_was_not_counted(tmp_path):
+    path = write_video(tmp_path/'a.avi', numbered_frames(40), codec='mpeg4', bit_rate=400_000)
+    frames = VideoReader(path).stream([3, 40], (24, 40))
+    assert frame_number(next(frames))==3
+    with pytest.raises(VideoError, match=r'a\.avi: frame 40 was asked for, the video has 40 frames'): next(frames)
+
+@pytest.mark.parametrize('resize', ['squash', 'swscale'])
+@pytest.mark.parametrize('order', [1, -1])
+def test_stream_holds_one_source_frame(tmp_path, resize, order):
+    path = write_video(tmp_path/'a.mp4', numbered_frames(200, (240, 320)))
+    one,index = 240*320*3, np.arange(0, 200, 2)[::order]
+    reader = VideoReader(path, threads=1); len(reader)
+    next(reader.stream([0], (24, 32), resize=resize)) # what the first call imports is not counted
+    tracemalloc.start()
+    kept = list(reader.stream(index, (24, 32), resize=resize))
+    peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    assert numbers(kept)==index.tolist() and peak<(len(kept)+20)*24*32*3+(3 if resize=='squash' else 0)*one+300_000
+
+def test_previews_are_no_larger_than_they_are_looked_at(kinds):
+    reader = VideoReader(kinds['turned'])
+    assert reader.size==(96, 64) and np.array_equal(reader.previews([3, 1]), reader.get_batch([3, 1]))
+    assert reader.previews([3, 1, 3], 48).shape==(3, 48, 32, 3) and reader.previews([]).shape==(0, 96, 64, 3)
+    assert VideoReader(kinds['folder']).previews([2], 16).shape==(1, 16, 24, 3)
+
 def test_loader_workers(tmp_path):
     import torch
     path = write_video(tmp_path/'a.mp4', numbered_frames(60), gop=12)
@@ -233,7 +326,7 @@ def test_a_file_without_a_table_need_not_be_counted(tmp_path, monkeypatch):
     path = write_video(tmp_path/'a.avi', numbered_frames(40), codec='mpeg4', bit_rate=400_000)
     with monkeypatch.context() as m:
         def refuse(*args): raise AssertionError('counted')
-        m.setattr(video, '_census', refuse)
+        m.setattr(decoding, 'take_census', refuse)
         assert numbers(VideoReader(path).get_batch([30, 2]))==[30, 2]
     with pytest.raises(VideoError, match=r'a\.avi: frame 40 was asked for, the video has 40 frames'): VideoReader(path).get_batch([3, 40])
 

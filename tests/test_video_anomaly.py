@@ -3,9 +3,13 @@ import hashlib, json
 import numpy as np, pytest
 from safetensors.numpy import load_file
 from vadnb.core import DataError
-from vadnb.data.ucf_crime import frame_truth, read_annotation
+from vadnb.data.annotation import frame_truth
+from vadnb.data.ucf_crime import read_annotation
 from vadnb.core import MetricWarning
-from vadnb.metrics.video_anomaly import TIOUS, box_iou, frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines, trivial_scores
+from vadnb.metrics.boxes import box_iou
+from vadnb.metrics.events import TIOUS, temporal_map
+from vadnb.metrics.intervals import frame_intervals, per_class_metrics
+from vadnb.metrics.video_anomaly import frame_metrics, trivial_baselines, trivial_scores
 
 KEYS = dict(frame_auc='auc', frame_ap='ap_step', frame_ap_trapezoid='ap_trapezoid', anomalous_auc='ano_auc', anomalous_ap='ano_ap_step', macro_auc='macro_auc_over_abnormal_videos',
             false_alarm_rate='far_at_0_5', video_auc='video_auc_of_max', video_accuracy='video_accuracy_max_over_0_5')

@@ -101,7 +101,7 @@ def train(
     quiet()
     from vadnb.train.health import HealthError
     from vadnb.train.learner import fit
-    from vadnb.train.report import write_report
+    from vadnb.report.report import write_report
     try: learner = fit(cfg)
     except (DataError, HealthError):
         # a run that failed is the one whose report is wanted most; the error stays the only line
@@ -297,7 +297,7 @@ def pictures(
     "Make visible what a uniad model rebuilds and what its queries ask for; the report is written anew"
     quiet()
     from vadnb.systems.uniad_pictures import write_pictures
-    from vadnb.train.report import write_report
+    from vadnb.report.report import write_report
     if steps<1: raise ConfigError(f"command line: '--steps' must be 1 or more, found {steps}")
     from tqdm.auto import tqdm
     for path in write_pictures(needed('run', run), which, steps, most, list(overrides), lambda x: tqdm(x, desc='decoder', unit='step', file=sys.stderr, disable=not sys.stderr.isatty())): print(path)
@@ -311,7 +311,7 @@ def report(
     out:str='', # HTML file; default: <run>/report.html
 ):
     "Write one self-contained HTML page about a run"
-    from vadnb.train.report import write_report
+    from vadnb.report.report import write_report
     print(f"report: {write_report(needed('run', run), out or None, against or None)}")
 
 @command
@@ -330,12 +330,13 @@ def convert(
     for key,given,kind in (('captions', captions, 'ucf-boxes'), ('normal', normal, 'xd-annotation')):
         if given and what!=kind: raise ConfigError(f"command line: '--{key}' belongs to {kind}, and nothing in {what} would read it; remove it")
     if what=='image-tree':
-        from vadnb.data.mvtec import read_meta, write_tree_meta
+        from vadnb.data.image_lists import read_meta
+        from vadnb.data.mvtec import write_tree_meta
         for path in write_tree_meta(source, target): print(f'{path}: {len(read_meta(path))} images')
         return
     if Path(target).exists(): raise DataError(f'{target}: exists already; choose another name or remove it')
     if what=='skeleton':
-        from vadnb.data.ucf_crime import write_skeleton
+        from vadnb.data.regions import write_skeleton
         print(f'{write_skeleton(source, target)}: fill in captions and regions; videos without regions count as normal')
     elif what=='ucf-boxes':
         if not captions: raise ConfigError("command line: '--captions' is missing; give the JSON of UCA sentences that belongs to these videos")
@@ -381,7 +382,7 @@ def making(what):
 # %% ../nbs/70_cli.ipynb #1380a40b
 def street_demo(cfg):
     "fgclip in a synthetic street; the checkpoint is chosen on validation videos, what is shown are test videos, with the truth in UCF-Crime's own format"
-    from vadnb.data.synth import street_world
+    from vadnb.worlds.street import street_world
     world,run = street_world(cfg.data_root, progress=making('videos')), Path(cfg.runs)/cfg.name
     print(f"world: {world.root} ({', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))} videos)", flush=True)
     train_once(cfg)
@@ -391,7 +392,7 @@ def street_demo(cfg):
 
 def texture_demo(cfg):
     "uniad on textures under a fixed camera; the checkpoint is chosen on held-out good images with planted defects, what is shown are test images"
-    from vadnb.data.defects import texture_world
+    from vadnb.worlds.textures import texture_world
     world,run = texture_world(cfg.data_root, **DEMO_WORLD, seed=cfg.seed, progress=making('images')), Path(cfg.runs)/cfg.name
     print(f"world: {world.root} ({len(DEMO_WORLD['classes'])} classes, one model)", flush=True)
     train_once(cfg)
@@ -420,7 +421,7 @@ def demo(
     # a mistyped option is told before the first world is made, not after
     configs = {k: load_config(f'{k}_demo', ['--data_root', str(Path(folder)/demos[k][2]), '--runs', folder, '--name', demos[k][1], *overrides], 'vadnb demo') for k in chosen[:1 if overrides else None]}
     if overrides and not only: raise ConfigError(f"command line: '{overrides[0]}' belongs to one system; add --only {' or --only '.join(demos)}")
-    from vadnb.train.report import write_overview, write_report
+    from vadnb.report.report import write_overview, write_report
     start,reports = time.time(), []
     for k,cfg in configs.items():
         print(f'{chr(10) if reports else ""}vadnb demo, {k}: {demos[k][3]}', flush=True)

@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['XD_CLASSES', 'GAPS', 'write_new', 'from_ucf_annotation', 'xd_labels', 'from_xd_annotation', 'read_normal',
-           'read_plain_pickle', 'read_box_pickle', 'Narration', 'read_narration', 'box_tracks', 'best_sentence',
-           'from_boxes_and_captions']
+           'read_box_pickle', 'Narration', 'read_narration', 'box_tracks', 'best_sentence', 'from_boxes_and_captions']
 
 # %% ../../nbs/data/19_convert.ipynb #a1a16416
-import ast, io, math, re, warnings
+import math, re, warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from pickletools import code2op
 import numpy as np
-from ..core import ConfigError, DataError, did_you_mean, read_json, read_text, write_json
+from ..core import ConfigError, DataError, DataWarning, did_you_mean, read_json, read_text, write_json
+from .annotation import AnnotatedVideo, video_name
+from .plain_pickle import read_plain_pickle
 from .tracks import check_box, check_fields
-from ..core import DataWarning
-from .ucf_crime import AnnotatedVideo, read_annotation, video_class, video_name
+from .ucf_crime import read_annotation, video_class
 
 # %% ../../nbs/data/19_convert.ipynb #77094a42
 def write_new(
@@ -24,7 +23,8 @@ def write_new(
     value, # what a converter gave
 )->Path: # `path`
     "Write a converted file, never over another one"
-    if Path(path).exists(): raise DataError(f'{path}: exists and may hold annotation; choose another name or move it away')
+    if Path(path).exists():
+        raise DataError(f'{path}: exists and may hold annotation; choose another name or move it away')
     return write_json(path, value)
 
 # %% ../../nbs/data/19_convert.ipynb #a1742cf9
@@ -35,7 +35,8 @@ def from_ucf_annotation(
     return {k: v.to_json() for k,v in read_annotation(path).items()}
 
 # %% ../../nbs/data/19_convert.ipynb #5f861cfd
-XD_CLASSES = {'B1': 'Fighting', 'B2': 'Shooting', 'B4': 'Riot', 'B5': 'Abuse', 'B6': 'Car accident', 'G': 'Explosion', 'A': 'Normal'}
+XD_CLASSES = {'B1': 'Fighting', 'B2': 'Shooting', 'B4': 'Riot', 'B5': 'Abuse', 'B6': 'Car accident', 'G': 'Explosion',
+    'A': 'Normal'}
 
 def xd_labels(
     name:str, # a video's name
@@ -43,12 +44,39 @@ def xd_labels(
 )->tuple: # its classes, in the order of the name
     "The classes XD-Violence writes at the end of a name, or `DataError`"
     m = re.search(r'_label_([A-Z0-9]+(?:-[A-Z0-9]+)*)$', name)
-    if not m: raise DataError(f"{where}: '{name:.80}' does not end with its labels; XD-Violence names end like _label_B1-0-0")
+    if not m:
+        raise DataError(f"{where}: '{name:.80}' does not end with its labels; XD-Violence names end like _label_B1-0-0")
     codes = [c for c in m[1].split('-') if c!='0']
     for c in codes:
-        if c not in XD_CLASSES: raise DataError(f"{where}: '{name:.80}' has the label {c}, which is none of {', '.join(XD_CLASSES)}; correct the name")
-    if not codes or len(set(codes))<len(codes) or 'A' in codes and len(codes)>1: raise DataError(f"{where}: '{name:.80}' has the labels {m[1]}; write A alone for a normal video, or one to three different others")
+        if c not in XD_CLASSES:
+            raise DataError(f"{where}: '{name:.80}' has the label {c}, which is none of {', '.join(XD_CLASSES)}; "
+                            "correct the name")
+    if not codes or len(set(codes))<len(codes) or 'A' in codes and len(codes)>1:
+        raise DataError(f"{where}: '{name:.80}' has the labels {m[1]}; write A alone for a normal video, or one to "
+                        "three different others")
     return tuple(XD_CLASSES[c] for c in codes)
+
+# %% ../../nbs/data/19_convert.ipynb #c7fdf060
+def _xd_line(
+    line:str, # name, start, end, start, end, ...
+    where:str, # file and line, for messages
+)->tuple[str,AnnotatedVideo]: # name, content
+    "One checked line of XD-Violence's list, or `DataError`"
+    first,*cells = line.split()
+    name = video_name(first)
+    labels = xd_labels(name, where)
+    if labels==('Normal',):
+        raise DataError(f"{where}: '{name:.80}' is normal and has no event; take it out here and name it in `normal`")
+    if not cells or len(cells)%2:
+        raise DataError(f'{where}: has {len(cells)} frame numbers; write a start and an end for each event')
+    if not all(re.fullmatch(r'\d+', c) for c in cells):
+        raise DataError(f'{where}: {" ".join(cells):.80} must be whole frame numbers')
+    numbers = [int(c) for c in cells]
+    pairs = tuple(zip(numbers[::2], numbers[1::2]))
+    for s,e in pairs:
+        if s>=e:
+            raise DataError(f'{where}: the event {s} to {e} must end after its start')
+    return name,AnnotatedVideo(labels[0], pairs, None, labels if len(labels)>1 else ())
 
 # %% ../../nbs/data/19_convert.ipynb #161c8ea0
 def from_xd_annotation(
@@ -58,29 +86,24 @@ def from_xd_annotation(
     "XD-Violence's test list in the form of `read_annotation`'s JSON"
     res = {}
     def add(name, video, where):
-        if name in res: raise DataError(f"{where}: '{name}' is listed twice; keep one entry per video")
+        if name in res:
+            raise DataError(f"{where}: '{name}' is listed twice; keep one entry per video")
         res[name] = video.to_json()
     for i,line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip(): continue
-        (first,*cells),where = line.split(),f'{path}, line {i}'
-        name = video_name(first)
-        labels = xd_labels(name, where)
-        if labels==('Normal',): raise DataError(f"{where}: '{name:.80}' is normal and has no event; take it out here and name it in `normal`")
-        if not cells or len(cells)%2: raise DataError(f'{where}: has {len(cells)} frame numbers; write a start and an end for each event')
-        if not all(re.fullmatch(r'\d+', c) for c in cells): raise DataError(f'{where}: {" ".join(cells):.80} must be whole frame numbers')
-        numbers = [int(c) for c in cells]
-        pairs = tuple(zip(numbers[::2], numbers[1::2]))
-        for s,e in pairs:
-            if s>=e: raise DataError(f'{where}: the event {s} to {e} must end after its start')
-        add(name, AnnotatedVideo(labels[0], pairs, None, labels if len(labels)>1 else ()), where)
-    if not res: raise DataError(f'{path}: lists no video')
+        if line.strip(): add(*_xd_line(line, where := f'{path}, line {i}'), where)
+    if not res:
+        raise DataError(f'{path}: lists no video')
     for given in normal:
         name,n = video_name(given),normal[given] if isinstance(normal, dict) else None
         where = f"normal video '{name:.80}'"
-        if xd_labels(name, where)!=('Normal',): raise DataError(f'{where}: is not labelled A; give only normal videos, the others stand in {path}')
-        if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n<1): raise DataError(f'{where}: has {n!r} frames; give a whole number, or names alone')
+        if xd_labels(name, where)!=('Normal',):
+            raise DataError(f'{where}: is not labelled A; give only normal videos, the others stand in {path}')
+        if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n<1):
+            raise DataError(f'{where}: has {n!r} frames; give a whole number, or names alone')
         add(name, AnnotatedVideo('Normal', (), None if n is None else int(n)), where)
-    if not any(v['class']=='Normal' for v in res.values()): warnings.warn(f'{path}: no normal video is given, so false alarms cannot be counted; pass the names of the label_A videos as `normal`', DataWarning, stacklevel=2)
+    if not any(v['class']=='Normal' for v in res.values()):
+        warnings.warn(f'{path}: no normal video is given, so false alarms cannot be counted; '
+                      'pass the names of the label_A videos as `normal`', DataWarning, stacklevel=2)
     return res
 
 # %% ../../nbs/data/19_convert.ipynb #d09df7e1
@@ -92,73 +115,15 @@ def read_normal(
     for i,line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip(): continue
         name,*rest = line.split()
-        if len(rest)>1 or rest and not re.fullmatch(r'[1-9]\d*', rest[0]): raise DataError(f'{path}, line {i}: must be a video, or a video and its number of frames, found {line.strip():.80}')
-        if name in res: raise DataError(f"{path}, line {i}: '{name}' is listed twice")
+        if len(rest)>1 or rest and not re.fullmatch(r'[1-9]\d*', rest[0]):
+            raise DataError(f'{path}, line {i}: must be a video, or a video and its number of frames, found '
+                            f'{line.strip():.80}')
+        if name in res:
+            raise DataError(f"{path}, line {i}: '{name}' is listed twice")
         res[name] = int(rest[0]) if rest else None
-    if not res: raise DataError(f'{path}: lists no video')
+    if not res:
+        raise DataError(f'{path}: lists no video')
     return res
-
-# %% ../../nbs/data/19_convert.ipynb #f74a8e0a
-_VALUES = set('INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 FLOAT BINFLOAT'.split())
-_FIXED = dict(NONE=None, NEWTRUE=True, NEWFALSE=False, EMPTY_TUPLE=())
-_TUPLES = dict(TUPLE1=1, TUPLE2=2, TUPLE3=3)
-
-def _opcodes(
-    f, # binary stream
-): # generator of (byte, name, argument)
-    "The opcodes of a pickle, none of them obeyed"
-    while code := f.read(1):
-        at,op = f.tell()-1,code2op.get(code.decode('latin1'))
-        if op is None: raise ValueError(f'byte {at} is no opcode')
-        if op.name!='STRING': yield at, op.name, op.arg.reader(f) if op.arg else None
-        else: yield at, op.name, ast.literal_eval('b'+f.readline().decode('ascii').strip()).decode('latin1') # as Python 2 prints a text
-
-class _Foreign(Exception): "An opcode that plain values do not need"
-
-# %% ../../nbs/data/19_convert.ipynb #280bf124
-def _plain_value(
-    f, # binary stream with a pickle
-): # text, number, bool, None, tuple, list or mapping of such
-    "The value of a pickle of plain data. `_Foreign` for anything else"
-    stack,marks,memo = [],[],{}
-    def since(): # what lies above the last mark
-        n = marks.pop(); top = stack[n:]; del stack[n:]
-        return top
-    def pairs(items): return zip(items[::2], items[1::2], strict=True)
-    for at,name,arg in _opcodes(f):
-        if name in _VALUES: stack.append(arg)
-        elif name in _FIXED: stack.append(_FIXED[name])
-        elif name in _TUPLES: stack[-_TUPLES[name]:] = [tuple(stack[-_TUPLES[name]:])]
-        elif name in ('PROTO', 'FRAME'): pass
-        elif name=='MARK': marks.append(len(stack))
-        elif name=='EMPTY_LIST': stack.append([])
-        elif name=='EMPTY_DICT': stack.append({})
-        elif name=='LIST': stack.append(since())
-        elif name=='TUPLE': stack.append(tuple(since()))
-        elif name=='DICT': stack.append(dict(pairs(since())))
-        elif name=='APPEND': v = stack.pop(); stack[-1].append(v)
-        elif name=='APPENDS': v = since(); stack[-1].extend(v)
-        elif name=='SETITEM': v,k = stack.pop(),stack.pop(); stack[-1].update({k: v})
-        elif name=='SETITEMS': v = since(); stack[-1].update(pairs(v))
-        elif name in ('PUT', 'BINPUT', 'LONG_BINPUT'): memo[arg] = stack[-1]
-        elif name=='MEMOIZE': memo[len(memo)] = stack[-1]
-        elif name in ('GET', 'BINGET', 'LONG_BINGET'): stack.append(memo[arg])
-        elif name=='STOP': return stack.pop()
-        elif name in ('GLOBAL', 'INST'): raise _Foreign(f"byte {at}: asks for the class {arg.replace(' ', '.')}")
-        elif name=='STACK_GLOBAL': raise _Foreign(f"byte {at}: asks for the class {'.'.join(map(str, stack[-2:]))}")
-        else: raise _Foreign(f'byte {at}: asks to build an object ({name})')
-    raise ValueError('it ends early')
-
-def read_plain_pickle(
-    path, # a pickle of any protocol
-): # text, number, bool, None, tuple, list or mapping of such
-    "A pickle of plain data, without running any of it. `DataError` names the class that it asks for"
-    try:
-        with open(path, 'rb') as f: data = io.BytesIO(f.read())
-    except OSError as e: raise DataError(f'{path}: cannot be read ({e.strerror}); check the path') from None
-    try: return _plain_value(data)
-    except _Foreign as e: raise DataError(f'{path}, {e}, but may hold only text, numbers, lists and mappings; do not open it with pickle, get it from its authors') from None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, SyntaxError, OverflowError) as e: raise DataError(f'{path}: not a whole pickle ({e}); get the file again') from None
 
 # %% ../../nbs/data/19_convert.ipynb #e50190d4
 def _box_row(
@@ -167,13 +132,18 @@ def _box_row(
     size:tuple[int,int], # (h, w) of the pixel grid
 )->tuple[int,list]: # frame from 0, normalised box
     "One checked row of a box file, or `DataError`"
-    if not isinstance(row, (list, tuple)) or len(row)!=5 or not isinstance(row[0], str): raise DataError(f'{where}: must be [picture, x1, y1, x2, y2], found {row!r:.80}')
+    if not isinstance(row, (list, tuple)) or len(row)!=5 or not isinstance(row[0], str):
+        raise DataError(f'{where}: must be [picture, x1, y1, x2, y2], found {row!r:.80}')
     m = re.search(r'(\d+)$', PurePosixPath(row[0]).stem)
-    if not m or int(m[1])<1: raise DataError(f"{where}: the picture '{row[0]:.80}' must end with its frame number, counted from 1")
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in row[1:]): raise DataError(f'{where}: {row[1:]!r:.80} must be four numbers in pixels')
+    if not m or int(m[1])<1:
+        raise DataError(f"{where}: the picture '{row[0]:.80}' must end with its frame number, counted from 1")
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in row[1:]):
+        raise DataError(f'{where}: {row[1:]!r:.80} must be four numbers in pixels')
     h,w = size
-    return int(m[1])-1, check_box([round(v/s, 4) for v,s in zip(row[1:], (w, h, w, h))], f"{where}, frame {int(m[1])}, {row[1:]} on a grid of {w}x{h}")
+    return int(m[1])-1, check_box([round(v/s, 4) for v,s in zip(row[1:], (w, h, w, h))],
+        f"{where}, frame {int(m[1])}, {row[1:]} on a grid of {w}x{h}")
 
+# %% ../../nbs/data/19_convert.ipynb #fa41034a
 def read_box_pickle(
     path, # Train_annotation.pkl or Test_annotation.pkl
     size:tuple[int,int]=(240, 320), # (h, w) of the pixel grid
@@ -181,21 +151,27 @@ def read_box_pickle(
 )->dict: # video name -> (frames (K,) int64 from 0 in order, boxes (K, 4) normalised xyxy to four decimals)
     "The boxes of Liu and Ma's annotation. Raises `DataError` with file, video and row"
     data,res,bad = read_plain_pickle(path),{},[]
-    if not isinstance(data, dict): raise DataError(f'{path}: must hold a mapping from video to rows, found {type(data).__name__}')
-    if not data: raise DataError(f'{path}: holds no video')
+    if not isinstance(data, dict):
+        raise DataError(f'{path}: must hold a mapping from video to rows, found {type(data).__name__}')
+    if not data:
+        raise DataError(f'{path}: holds no video')
     for key,rows in data.items():
-        if not isinstance(key, str) or not isinstance(rows, list) or not rows: raise DataError(f'{path}, {key!r:.80}: must be a video name with a list of rows, found {rows!r:.60}')
+        if not isinstance(key, str) or not isinstance(rows, list) or not rows:
+            raise DataError(f'{path}, {key!r:.80}: must be a video name with a list of rows, found {rows!r:.60}')
         name,found = video_name(key),{}
-        if name in res: raise DataError(f"{path}: '{name}' is listed twice; keep one entry per video")
+        if name in res:
+            raise DataError(f"{path}: '{name}' is listed twice; keep one entry per video")
         for j,row in enumerate(rows):
             try:
                 frame,box = _box_row(row, f'{path}, {name}, row {j}', size)
-                if frame in found: raise DataError(f'{path}, {name}, row {j}: a second box for frame {frame+1}; keep one of them')
+                if frame in found:
+                    raise DataError(f'{path}, {name}, row {j}: a second box for frame {frame+1}; keep one of them')
                 found[frame] = box
             except DataError as e:
                 if not skip_bad: raise
                 bad.append(str(e))
-        if found: res[name] = (np.array(sorted(found), np.int64), np.array([found[f] for f in sorted(found)], np.float64))
+        if found:
+            res[name] = (np.array(sorted(found), np.int64), np.array([found[f] for f in sorted(found)], np.float64))
     if bad: warnings.warn(f'rows left out as no boxes: {len(bad)}; the first is {bad[0]}', DataWarning, stacklevel=2)
     return res
 
@@ -206,25 +182,44 @@ class Narration:
     duration:float # seconds
     sentences:tuple # (start, end, text) in the order of time, seconds
 
+def _narration(
+    item, # one entry of the file
+    where:str, # file and name, for messages
+)->Narration:
+    "One checked entry, or `DataError`"
+    def number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v>=0
+    check_fields(item, where, ('duration', 'timestamps', 'sentences'))
+    duration,times,texts = item['duration'],item['timestamps'],item['sentences']
+    if not number(duration):
+        raise DataError(f'{where}, duration: must be seconds, found {duration!r:.40}')
+    if not isinstance(times, list) or not isinstance(texts, list) or not texts or len(times)!=len(texts):
+        raise DataError(f'{where}: timestamps and sentences must be lists of the same length, at least 1')
+    for j,(t,text) in enumerate(zip(times, texts)):
+        if not isinstance(t, list) or len(t)!=2 or not all(map(number, t)) or t[1]<t[0]:
+            raise DataError(f'{where}, timestamps[{j}]: must be [start, end] in seconds '
+                            f'with the end not before the start, found {t!r:.60}')
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f'{where}, sentences[{j}]: must be text, found {text!r:.60}')
+    told = sorted((float(s), float(e), text.strip()) for (s,e),text in zip(times, texts))
+    return Narration(float(duration), tuple(told))
+
+# %% ../../nbs/data/19_convert.ipynb #ede250cf
 def read_narration(
     path, # UCFCrime_Train.json, UCFCrime_Val.json or UCFCrime_Test.json of UCA
 )->dict: # video name -> `Narration`
     "Timed sentences of UCA. Raises `DataError` with file, video and field"
     data,res = read_json(path),{}
-    if not isinstance(data, dict): raise DataError(f'{path}: must hold a mapping from video to duration, timestamps and sentences, found {type(data).__name__}')
-    if not data: raise DataError(f'{path}: holds no video')
-    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v>=0
+    if not isinstance(data, dict):
+        raise DataError(f'{path}: must hold a mapping from video to duration, timestamps and sentences, '
+                        f'found {type(data).__name__}')
+    if not data:
+        raise DataError(f'{path}: holds no video')
     for key,item in data.items():
         where,name = f'{path}, {key:.80}',video_name(key)
-        check_fields(item, where, ('duration', 'timestamps', 'sentences'))
-        times,texts = item['timestamps'],item['sentences']
-        if not number(item['duration']): raise DataError(f"{where}, duration: must be seconds, found {item['duration']!r:.40}")
-        if not isinstance(times, list) or not isinstance(texts, list) or not texts or len(times)!=len(texts): raise DataError(f'{where}: timestamps and sentences must be lists of the same length, at least 1')
-        for j,(t,text) in enumerate(zip(times, texts)):
-            if not isinstance(t, list) or len(t)!=2 or not all(map(number, t)) or t[1]<t[0]: raise DataError(f'{where}, timestamps[{j}]: must be [start, end] in seconds with the end not before the start, found {t!r:.60}')
-            if not isinstance(text, str) or not text.strip(): raise DataError(f'{where}, sentences[{j}]: must be text, found {text!r:.60}')
-        if name in res: raise DataError(f"{where}: '{name}' is listed twice; keep one entry per video")
-        res[name] = Narration(float(item['duration']), tuple(sorted((float(s), float(e), text.strip()) for (s,e),text in zip(times, texts))))
+        told = _narration(item, where)
+        if name in res:
+            raise DataError(f"{where}: '{name}' is listed twice; keep one entry per video")
+        res[name] = told
     return res
 
 # %% ../../nbs/data/19_convert.ipynb #f8050ace
@@ -238,7 +233,8 @@ def box_tracks(
     lone_enabled:bool=False, # write the keyframe of a track with a single one enabled
 )->list: # regions without caption
     "Regions as `Track.from_region` reads them"
-    if hidden not in GAPS: raise ConfigError(f"hidden: '{hidden}' is unknown; use {' or '.join(GAPS)}{did_you_mean(hidden, GAPS)}")
+    if hidden not in GAPS:
+        raise ConfigError(f"hidden: '{hidden}' is unknown; use {' or '.join(GAPS)}{did_you_mean(hidden, GAPS)}")
     before_gap = np.append(np.diff(frames)>gap, True)       # the last keyframe stands before the end
     starts = np.flatnonzero(np.append(True, before_gap[:-1])) if hidden=='split' else [0]
     res = []
@@ -259,6 +255,27 @@ def best_sentence(
     apart = np.array([round(abs(s+e-start-end), 6) for s,e,_ in narration.sentences])
     return narration.sentences[int(overlap.argmax() if overlap.max()>0 else apart.argmin())][2]
 
+# %% ../../nbs/data/19_convert.ipynb #c4b4a4a3
+def _named(names): return f"{', '.join(names[:3])}{', ...' if len(names)>3 else ''}" # the first of many names
+
+def _warn_left_out(
+    boxes:dict, # from `read_box_pickle`
+    captions:dict, # from `read_narration`
+    late:list, # videos with boxes behind their end
+    fps:float, # frames per second of the videos
+):
+    "One `DataWarning` for each reason to doubt that the two files belong together"
+    silent = [n for n in boxes if n not in captions]
+    unseen = [n for n in captions if n not in boxes and video_class(n)!='Normal']
+    for names,what,fix in (
+        (silent, 'boxes without sentences', 'left out'),
+        (unseen, 'sentences of crimes without boxes', 'left out, since an empty bbox_info would call them normal'),
+        (late, 'boxes more than a second after the end that the sentences give',
+            f'check that the videos have {fps:g} frames per second')):
+        if names:
+            warnings.warn(f'{what}: {len(names)} of {len({*boxes, *captions})} videos ({_named(names)}); {fix}',
+                DataWarning, stacklevel=3)
+
 # %% ../../nbs/data/19_convert.ipynb #b71a8536
 def from_boxes_and_captions(
     boxes:dict, # from `read_box_pickle`
@@ -270,23 +287,26 @@ def from_boxes_and_captions(
     sentences:int=3, # how many make the caption of the whole video
     f_path:str='UCF_Crimes_Videos/{name}.mp4', # path to write; {name} stands for the video's name
 )->list: # items in the form of `read_regions`
-    "Captioned regions for training, from boxes and timed sentences joined by video name. `DataWarning` names what is left out"
-    for ok,what in (fps>0, f'fps: {fps} must be above 0'),(sentences>0, f'sentences: {sentences} must be 1 or more'),('{name}' in f_path, f"f_path: '{f_path}' must hold {{name}}"):
-        if not ok: raise ConfigError(what)
+    "Captioned regions for training, boxes and timed sentences joined by name. `DataWarning` names what is left out"
+    for ok,what in (
+        (fps>0, f'fps: {fps} must be above 0'), (sentences>0, f'sentences: {sentences} must be 1 or more'),
+        ('{name}' in f_path, f"f_path: '{f_path}' must hold {{name}}")):
+        if not ok:
+            raise ConfigError(what)
     items,late = [],[]
     for name,told in captions.items():
         normal = video_class(name)=='Normal'
-        if normal and name in boxes: raise DataError(f"'{name}' has boxes, but its name says that it is normal; take its boxes out or rename it")
+        if normal and name in boxes:
+            raise DataError(f"'{name}' has boxes, but its name says that it is normal; take its boxes out or rename it")
         if not normal and name not in boxes: continue
         regions = [] if normal else box_tracks(*boxes[name], gap, hidden, lone_enabled)
         if regions and regions[-1]['end_frame']/fps>told.duration+1: late.append(name)
-        regions = [dict(caption=best_sentence(told, r['start_frame']/fps, (r['end_frame']+1)/fps), **r) for r in regions]
-        items.append(dict(f_path=f_path.replace('{name}', name), global_caption=' '.join(t for _,_,t in told.sentences[:sentences]), bbox_info=regions))
-    def named(names): return f"{', '.join(names[:3])}{', ...' if len(names)>3 else ''}"
-    def warn(what, names, fix): warnings.warn(f'{what}: {len(names)} of {len({*boxes, *captions})} videos ({named(names)}); {fix}', DataWarning, stacklevel=3)
-    silent,unseen = [n for n in boxes if n not in captions],[n for n in captions if n not in boxes and video_class(n)!='Normal']
-    if not any(i['bbox_info'] for i in items): raise DataError(f'no video has both boxes and sentences: boxes are of {named(list(boxes))}, sentences of {named(list(captions))}; check that the two files belong together')
-    if silent: warn('boxes without sentences', silent, 'left out')
-    if unseen: warn('sentences of crimes without boxes', unseen, 'left out, since an empty bbox_info would call them normal')
-    if late: warn('boxes more than a second after the end that the sentences give', late, f'check that the videos have {fps:g} frames per second')
+        regions = [dict(caption=best_sentence(told, r['start_frame']/fps, (r['end_frame']+1)/fps), **r)
+            for r in regions]
+        caption = ' '.join(t for _,_,t in told.sentences[:sentences])
+        items.append(dict(f_path=f_path.replace('{name}', name), global_caption=caption, bbox_info=regions))
+    if not any(i['bbox_info'] for i in items):
+        raise DataError(f'no video has both boxes and sentences: boxes are of {_named(list(boxes))}, sentences of '
+                        f'{_named(list(captions))}; check that the two files belong together')
+    _warn_left_out(boxes, captions, late, fps)
     return items

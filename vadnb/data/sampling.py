@@ -19,7 +19,8 @@ def _count(
     "A whole number, or `error` that names it"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise error(f'{name} must be a whole number, got {value!r}')
-    if value<least: raise error(f'{name} must be at least {least}, got {value}')
+    if value<least:
+        raise error(f'{name} must be at least {least}, got {value}')
     return int(value)
 
 # %% ../../nbs/data/11_sampling.ipynb #6c16d4dd
@@ -27,7 +28,7 @@ def uniform_indices(
     n_frames:int, # frames in the video, N
     n:int, # frames wanted
 )->np.ndarray: # source frames in order, (n,) int64
-    "The middle frame of each of `n` equal pieces; frames repeat when `n > n_frames`. Raises `DataError` for an empty video"
+    "The middle frame of each of `n` equal pieces; frames repeat when `n > n_frames`. An empty video is a `DataError`"
     n_frames,n = _count('n_frames', n_frames, error=DataError),_count('n', n)
     return (2*np.arange(n, dtype=np.int64)+1)*n_frames//(2*n)
 
@@ -53,7 +54,9 @@ def dense_indices(
     n_frames,n = _count('n_frames', n_frames, error=DataError),_count('n', n)
     stride,start = _count('stride', stride),_count('start', start, 0)
     last = start+stride*(n-1)
-    if last>=n_frames: raise DataError(f'{n} frames with stride {stride} from frame {start} end at frame {last}, but the video has {n_frames}; start earlier, or ask for fewer frames or a smaller stride')
+    if last>=n_frames:
+        raise DataError(f'{n} frames with stride {stride} from frame {start} end at frame {last}, but the video has '
+                        f'{n_frames}; start earlier, or ask for fewer frames or a smaller stride')
     return np.arange(start, last+1, stride, dtype=np.int64)
 
 # %% ../../nbs/data/11_sampling.ipynb #61cc030b
@@ -64,7 +67,8 @@ def sliding_windows(
 )->np.ndarray: # half-open [start, end) rows, (k, 2) int64
     "Windows that cover a sequence, the last one flush with its end"
     n,window = _count('n', n, error=DataError),_count('window', window)
-    if not 0<=overlap<1: raise ValueError(f'overlap must be in [0, 1), got {overlap}')
+    if not 0<=overlap<1:
+        raise ValueError(f'overlap must be in [0, 1), got {overlap}')
     # 10*(1-0.9) is 0.999...: without the small term, that window would not move at all
     stride = max(1, int(window*(1-overlap)+1e-9))
     last = max(n-window, 0)
@@ -82,7 +86,8 @@ def _events(
     if res.ndim!=2 or res.shape[1]!=2 or res.dtype.kind not in 'iu':
         raise DataError(f'events must be rows of [start, end) in whole frames, got shape {res.shape} of {res.dtype}')
     for i,(s,e) in enumerate(res):
-        if not 0<=s<e<=n_frames: raise DataError(f'event {i} is [{s}, {e}), which is not a part of a video of {n_frames} frames')
+        if not 0<=s<e<=n_frames:
+            raise DataError(f'event {i} is [{s}, {e}), which is not a part of a video of {n_frames} frames')
     return res.astype(np.int64)
 
 # %% ../../nbs/data/11_sampling.ipynb #05c8d72c
@@ -95,7 +100,8 @@ def event_indices(
 )->np.ndarray: # source frames in order, (n,) int64
     "Frames for training that no event slips through. Never for evaluation: it reads the label"
     n_frames,n = _count('n_frames', n_frames, error=DataError),_count('n', n)
-    if not 0<share<=1: raise ValueError(f'share must be in (0, 1], got {share}')
+    if not 0<share<=1:
+        raise ValueError(f'share must be in (0, 1], got {share}')
     events = _events(events, n_frames)
     if not len(events): return segment_indices(n_frames, n, rng)
     inside = np.zeros(n_frames, bool)
@@ -106,7 +112,7 @@ def event_indices(
     firsts = _one_per_event(events, k, rng)
     left = np.flatnonzero(inside)
     if k<=len(left): left = np.setdiff1d(left, firsts)       # enough frames for all to be different
-    pick = lambda pool,m: pool[segment_indices(len(pool), m, rng)] if m else pool[:0]
+    def pick(pool, m): return pool[segment_indices(len(pool), m, rng)] if m else pool[:0]
     return np.sort(np.concatenate([firsts, pick(left, k-len(firsts)), pick(np.flatnonzero(~inside), n-k)]))
 
 # %% ../../nbs/data/11_sampling.ipynb #5814a223

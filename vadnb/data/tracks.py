@@ -38,7 +38,8 @@ def check_frame(
     "A frame number from a file, or `DataError`"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise DataError(f'{where}: must be a whole frame number, found {value!r}; write it without a point or quotes')
-    if value<0: raise DataError(f'{where}: is {value}; frames are counted from 0, so write 0 or more')
+    if value<0:
+        raise DataError(f'{where}: is {value}; frames are counted from 0, so write 0 or more')
     return int(value)
 
 def check_fields(
@@ -49,12 +50,15 @@ def check_fields(
 )->dict: # `value`
     "A mapping with the fields it should have, or `DataError` that names the missing or unknown one"
     at = f'{where}: ' if where else ''
-    if not isinstance(value, dict): raise DataError(f'{at}must be a mapping with {", ".join(required)}, found {type(value).__name__}')
+    if not isinstance(value, dict):
+        raise DataError(f'{at}must be a mapping with {", ".join(required)}, found {type(value).__name__}')
     for name in value:
         if name not in required+optional:
-            raise DataError(f"{at}unknown field '{name}'{did_you_mean(name, required+optional) or '; allowed are '+', '.join(required+optional)}")
+            known = did_you_mean(name, required+optional) or '; allowed are '+', '.join(required+optional)
+            raise DataError(f"{at}unknown field '{name}'{known}")
     for name in required:
-        if name not in value: raise DataError(f"{at}field '{name}' is missing; add it")
+        if name not in value:
+            raise DataError(f"{at}field '{name}' is missing; add it")
     return value
 
 # %% ../../nbs/data/13_tracks.ipynb #37fb4186
@@ -63,14 +67,18 @@ def check_box(
     where:str, # file, item and field, for the message
 )->list: # four floats
     "A normalised `[x1, y1, x2, y2]` with an area, or `DataError`"
-    number = lambda v: isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool) and math.isfinite(v)
+    def number(v):
+        return isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool) and math.isfinite(v)
     if not isinstance(value, (list, tuple, np.ndarray)) or len(value)!=4 or not all(map(number, value)):
         raise DataError(f'{where}: must be four numbers [x1, y1, x2, y2], found {value!r}')
     box = [float(v) for v in value]
     if min(box)<0 or max(box)>1:
-        raise DataError(f'{where}: {box} leaves [0, 1]; divide x by the width and y by the height of the picture, and cut the box at its border')
+        raise DataError(f'{where}: {box} leaves [0, 1]; '
+                        'divide x by the width and y by the height of the picture, and cut the box at its border')
     for a,lo,hi in ('x', box[0], box[2]),('y', box[1], box[3]):
-        if hi<=lo: raise DataError(f'{where}: {a}2 {hi:g} must be greater than {a}1 {lo:g}; write corners [x1, y1, x2, y2], not width and height')
+        if hi<=lo:
+            raise DataError(f'{where}: {a}2 {hi:g} must be greater than {a}1 {lo:g}; '
+                            'write corners [x1, y1, x2, y2], not width and height')
     return box
 
 # %% ../../nbs/data/13_tracks.ipynb #8abbb76f
@@ -80,49 +88,72 @@ def _keyframes(
     sort:bool, # put them in order instead of refusing
 )->list: # (frame, box, enabled) in increasing order
     "Checked keyframes, or `DataError`"
-    if not isinstance(value, list) or not value: raise DataError(f'{where}: must be a list with at least one keyframe, found {value!r:.60}')
+    if not isinstance(value, list) or not value:
+        raise DataError(f'{where}: must be a list with at least one keyframe, found {value!r:.60}')
     res = []
     for i,k in enumerate(value):
         at = f'{where}[{i}]'
         check_fields(k, at, ('frame', 'bbox', 'enabled'))
-        if not isinstance(k['enabled'], bool): raise DataError(f"{at}.enabled: must be true or false, found {k['enabled']!r}")
+        if not isinstance(k['enabled'], bool):
+            raise DataError(f"{at}.enabled: must be true or false, found {k['enabled']!r}")
         res.append((check_frame(k['frame'], f'{at}.frame'), check_box(k['bbox'], f'{at}.bbox'), k['enabled']))
     if sort: res.sort(key=lambda k: k[0])
     for i,(a,b) in enumerate(zip(res, res[1:]), 1):
-        if a[0]==b[0]: raise DataError(f'{where}: two keyframes for frame {a[0]}; keep one of them')
-        if a[0]>b[0]: raise DataError(f'{where}[{i}].frame: {b[0]} comes after {a[0]}; put the keyframes in increasing order of frame')
+        if a[0]==b[0]:
+            raise DataError(f'{where}: two keyframes for frame {a[0]}; keep one of them')
+        if a[0]>b[0]:
+            raise DataError(f'{where}[{i}].frame: {b[0]} comes after {a[0]}; '
+                            'put the keyframes in increasing order of frame')
     return res
 
 # %% ../../nbs/data/13_tracks.ipynb #85d64d30
+def _negative_texts(
+    region:dict, # one entry of `bbox_info`
+    at:str, # file and item with a dot, for messages
+)->tuple: # (field, its value); the value is empty where the region has no hard negative
+    "The field that holds hard negatives, of either form, or `DataError`"
+    fields = [k for k in ('negative_captions', 'short_expr_negs') if k in region]
+    if len(fields)==2:
+        raise DataError(f'{at}negative_captions and short_expr_negs: the region has both; keep one of them')
+    flag = region.get('flag_short_neg', 1 if fields else 0)
+    if isinstance(flag, bool) or flag not in (0, 1):
+        raise DataError(f'{at}flag_short_neg: must be 0 or 1, found {flag!r}')
+    if 'flag_short_neg' in region and fields==['negative_captions']:
+        raise DataError(f'{at}flag_short_neg: belongs to short_expr_negs; leave it out beside negative_captions')
+    if not fields:
+        if flag:
+            raise DataError(f'{at}flag_short_neg: is 1, but short_expr_negs is missing; add the texts or write 0')
+        return '',()
+    name,value = fields[0],region[fields[0]]
+    form,says = (dict, 'mapping from key to text') if name=='short_expr_negs' else (list, 'list of texts')
+    if not isinstance(value, form):
+        raise DataError(f'{at}{name}: must be a {says}, found {value!r:.60}')
+    if not flag and value:
+        raise DataError(f'{at}flag_short_neg: is 0, but short_expr_negs holds {len(value)} texts '
+                        'that would not be used; write 1 or remove them')
+    if flag and not value:
+        raise DataError(f'{at}{name}: holds no text; leave the field out where there is none')
+    return name,value
+
+# %% ../../nbs/data/13_tracks.ipynb #a5f5ce49
+def _said(text): return ' '.join(text.split()).casefold() # what is left of a caption without case and white space
+
 def _negatives(
     region:dict, # one entry of `bbox_info`
     caption:str, # its own caption
     at:str, # file and item with a dot, for messages
 )->tuple: # texts, none where the region has none
     "The checked hard-negative captions of a region, from either form"
-    fields = [k for k in ('negative_captions', 'short_expr_negs') if k in region]
-    if len(fields)==2: raise DataError(f'{at}negative_captions and short_expr_negs: the region has both; keep one of them')
-    flag = region.get('flag_short_neg', 1 if fields else 0)
-    if isinstance(flag, bool) or flag not in (0, 1): raise DataError(f'{at}flag_short_neg: must be 0 or 1, found {flag!r}')
-    if 'flag_short_neg' in region and fields==['negative_captions']: raise DataError(f'{at}flag_short_neg: belongs to short_expr_negs; leave it out beside negative_captions')
-    if not fields:
-        if flag: raise DataError(f'{at}flag_short_neg: is 1, but short_expr_negs is missing; add the texts or write 0')
-        return ()
-    name,value = fields[0],region[fields[0]]
-    if not isinstance(value, dict if name=='short_expr_negs' else list):
-        raise DataError(f"{at}{name}: must be a {'mapping from key to text' if name=='short_expr_negs' else 'list of texts'}, found {value!r:.60}")
-    if not flag:
-        if value: raise DataError(f'{at}flag_short_neg: is 0, but short_expr_negs holds {len(value)} texts that would not be used; write 1 or remove them')
-        return ()
-    if not value: raise DataError(f'{at}{name}: holds no text; leave the field out where there is none')
+    name,value = _negative_texts(region, at)
     seen = {_said(caption): 'the caption of the region'}
     for k,text in (value.items() if isinstance(value, dict) else enumerate(value)):
-        if not isinstance(text, str): raise DataError(f'{at}{name}[{k}]: must be text, found {text!r:.60}')
-        if not text.strip(): raise DataError(f'{at}{name}[{k}]: is empty; write a caption that is wrong, or remove it')
-        if (twin := seen.setdefault(_said(text), f'{name}[{k}]'))!=f'{name}[{k}]': raise DataError(f"{at}{name}[{k}]: '{text:.60}' says the same as {twin}; change a detail or remove it")
+        if not isinstance(text, str):
+            raise DataError(f'{at}{name}[{k}]: must be text, found {text!r:.60}')
+        if not text.strip():
+            raise DataError(f'{at}{name}[{k}]: is empty; write a caption that is wrong, or remove it')
+        if (twin := seen.setdefault(_said(text), f'{name}[{k}]'))!=f'{name}[{k}]':
+            raise DataError(f"{at}{name}[{k}]: '{text:.60}' says the same as {twin}; change a detail or remove it")
     return tuple(value.values() if isinstance(value, dict) else value)
-
-def _said(text): return ' '.join(text.split()).casefold() # what is left of a caption without case and white space
 
 # %% ../../nbs/data/13_tracks.ipynb #3c9bcde6
 @dataclass(frozen=True, eq=False)
@@ -136,14 +167,17 @@ class Track:
     caption:str = '' # what happens in the region
     negatives:tuple = () # captions that differ from it in a detail and are wrong
 
-    def __repr__(self): return f'Track({self.start_frame}..{self.end_frame}, {len(self.frames)} keyframes, {self.caption!r:.50})'
+    def __repr__(self):
+        return f'Track({self.start_frame}..{self.end_frame}, {len(self.frames)} keyframes, {self.caption!r:.50})'
     def __eq__(self, other): return isinstance(other, Track) and self.to_region()==other.to_region()
 
     def to_region(self)->dict: # what `from_region` reads
         "The region as it stands in a data file"
-        keys = [dict(frame=int(f), bbox=[float(v) for v in b], enabled=bool(e)) for f,b,e in zip(self.frames, self.boxes, self.enabled)]
+        keys = [dict(frame=int(f), bbox=[float(v) for v in b], enabled=bool(e))
+            for f,b,e in zip(self.frames, self.boxes, self.enabled)]
         negatives = dict(negative_captions=list(self.negatives)) if self.negatives else {}
-        return dict(caption=self.caption, **negatives, start_frame=self.start_frame, end_frame=self.end_frame, keyframes=keys)
+        return dict(caption=self.caption, **negatives, start_frame=self.start_frame, end_frame=self.end_frame,
+            keyframes=keys)
 
 # %% ../../nbs/data/13_tracks.ipynb #67d2b8ff
 def _track_from_region(
@@ -154,21 +188,28 @@ def _track_from_region(
     sort:bool=False, # put keyframes in order instead of refusing
 )->'Track':
     "A checked `Track`. Raises `DataError` with one line that names the place, the field and the fix"
-    check_fields(region, where, ('start_frame', 'end_frame', 'keyframes'), ('caption', 'negative_captions', 'short_expr_negs', 'flag_short_neg'))
+    check_fields(region, where, ('start_frame', 'end_frame', 'keyframes'),
+        ('caption', 'negative_captions', 'short_expr_negs', 'flag_short_neg'))
     at = f'{where}.' if where else ''
     caption = region.get('caption', '')
-    if not isinstance(caption, str): raise DataError(f'{at}caption: must be text, found {caption!r}')
+    if not isinstance(caption, str):
+        raise DataError(f'{at}caption: must be text, found {caption!r}')
     start,end = (check_frame(region[n], at+n) for n in ('start_frame', 'end_frame'))
-    if end<start: raise DataError(f'{at}end_frame: {end} comes before start_frame {start}; exchange them or correct one')
+    if end<start:
+        raise DataError(f'{at}end_frame: {end} comes before start_frame {start}; exchange them or correct one')
     if n_frames is not None and end>=n_frames:
-        raise DataError(f'{at}end_frame: {end}, but the video has {n_frames} frames (0 to {n_frames-1}); shorten the region, or check that this is the video that was annotated')
+        raise DataError(f'{at}end_frame: {end}, but the video has {n_frames} frames (0 to {n_frames-1}); '
+                        'shorten the region, or check that this is the video that was annotated')
     keys = _keyframes(region['keyframes'], f'{at}keyframes', sort)
     frames,boxes,enabled = (np.array(c) for c in zip(*keys))
     if len(keys)>1 and not enabled.any():
-        raise DataError(f'{at}keyframes: none is enabled, so the region has no box; set enabled to true where a visible stretch begins')
+        raise DataError(f'{at}keyframes: none is enabled, so the region has no box; '
+                        'set enabled to true where a visible stretch begins')
     if frames[0]>end or frames[-1]<start:
-        raise DataError(f'{at}keyframes: frames {frames[0]} to {frames[-1]} lie outside the region {start} to {end}; correct start_frame and end_frame')
-    return cls(start, end, frames.astype(np.int64), boxes.astype(np.float64), enabled, caption, _negatives(region, caption, at))
+        raise DataError(f'{at}keyframes: frames {frames[0]} to {frames[-1]} lie outside the region {start} to {end}; '
+                        'correct start_frame and end_frame')
+    return cls(start, end, frames.astype(np.int64), boxes.astype(np.float64), enabled, caption,
+        _negatives(region, caption, at))
 
 Track.from_region = classmethod(_track_from_region)
 
@@ -180,7 +221,8 @@ def _track_at(
 )->tuple[np.ndarray,np.ndarray]: # boxes (T, 4) float32, zero where there is none; mask (T,) bool
     "The region's box on each of `frames`"
     f = np.asarray(frames, np.int64)
-    if f.ndim!=1: raise ValueError(f'frames must be one row of frame numbers, got shape {f.shape}')
+    if f.ndim!=1:
+        raise ValueError(f'frames must be one row of frame numbers, got shape {f.shape}')
     boxes,mask = interpolate_boxes(f, self.frames, self.boxes, self.enabled, reference)
     mask &= (f>=self.start_frame) & (f<=self.end_frame)
     return np.where(mask[:,None], boxes, 0.).astype(np.float32), mask
@@ -202,13 +244,15 @@ def _track_sample(
     self,
     frames, # sampled source frames, (T,)
     reference:bool=False, # only pairs of keyframes make boxes: a lone one makes none
-)->tuple[np.ndarray,np.ndarray,int]: # boxes (T, 4) float32, mask (T,) with at least one True, index of the stand-in frame or -1
+)->tuple[np.ndarray,np.ndarray,int]: # boxes (T, 4) float32, mask (T,) with a True, index of the stand-in frame or -1
     "Boxes on sampled frames, with the nearest frame standing in where none has a box"
     boxes,mask = self.at(frames, reference)
-    if not len(mask): raise ValueError('frames must hold at least one frame')
+    if not len(mask):
+        raise ValueError('frames must hold at least one frame')
     if mask.any(): return boxes, mask, -1
     f = np.asarray(frames, np.int64)
-    t = int(np.argmin(np.abs(2*f-(self.start_frame+self.end_frame))))       # doubled: a middle between two frames stays whole
+    # doubled: a middle between two frames stays whole
+    t = int(np.argmin(np.abs(2*f-(self.start_frame+self.end_frame))))
     usable = np.flatnonzero(self.enabled) if self.enabled.any() else np.arange(len(self.frames))
     boxes[t] = self.boxes[usable[np.argmin(np.abs(self.frames[usable]-f[t]))]]
     mask[t] = True

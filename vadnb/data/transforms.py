@@ -19,7 +19,8 @@ def squash(
     if frames.ndim!=4 or frames.shape[-1]!=3 or frames.dtype!=np.uint8:
         raise ValueError(f'frames must be (T, H, W, 3) uint8, got {tuple(frames.shape)} {frames.dtype}')
     h,w = size
-    if h<1 or w<1: raise ValueError(f'size must be a positive (height, width), got {size}')
+    if h<1 or w<1:
+        raise ValueError(f'size must be a positive (height, width), got {size}')
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     if not len(x): return x.new_empty(0, 3, h, w)
     if x.shape[-2:]==(h, w): return x.contiguous()

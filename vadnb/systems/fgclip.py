@@ -22,17 +22,23 @@ from torch import nn
 from torch import Tensor
 from ..core import ConfigError, DataError, VadnbError, did_you_mean
 from ..data.sampling import uniform_indices
-from ..data.ucf_crime import AnnotatedClips, RegionClips, TEMPLATES, check_count, check_length, collate, read_frames, token_budget, video_class
+from ..data.annotation import check_count
+from ..data.regions import check_length, token_budget
+from ..data.ucf_crime import AnnotatedClips, RegionClips, TEMPLATES, collate, read_frames, video_class
 from ..data.video import VideoReader
 from ..losses.contrastive import bank_info_nce, gather_rows, hard_negative, mean_over_ranks, n_candidates, retrieval_at_1, same_key, same_key_as, siglip
 from ..metrics.retrieval import retrieval_metrics
 from ..core import MetricWarning
-from ..metrics.video_anomaly import box_tiou, frame_intervals, frame_metrics, per_class_metrics, temporal_map, trivial_baselines
+from ..metrics.boxes import box_tiou
+from ..metrics.events import temporal_map
+from ..metrics.intervals import frame_intervals, per_class_metrics
+from ..metrics.video_anomaly import frame_metrics, trivial_baselines
 from ..models.aggregate import grouped_mean, masked_mean, unit
 from ..models.clip import CLIP, clip_tokenizer
 from ..models.memory_bank import MemoryBank
 from .fgclip_health import contrastive_checks
-from .prediction import VideoPrediction, heat_box, nearest, smooth
+from ..results.localization import heat_box, nearest, smooth
+from ..results.video import VideoPrediction
 from ..train.learner import EpochBatches, RunConfig, System, run_length
 from ..train.optim import split_decay, warmup_steps
 

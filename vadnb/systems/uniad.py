@@ -20,13 +20,21 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import CheckpointError, ConfigError, DataError, VadnbError, pick_device
-from ..data.defects import PlantedDefects
-from ..data.mvtec import AnomalyImages, check_split, choose_classes, class_names, collate, hold_out, open_image, read_folder, read_split, to_rgb, to_size
+from ..data.anomaly_images import AnomalyImages, collate, open_image, to_rgb, to_size
+from ..data.image_lists import check_split, choose_classes, class_names, hold_out
+from ..data.mvtec import read_folder, read_split
+from ..worlds.defects import PlantedDefects
 from ..losses.reconstruction import Criterion, criterion_rows
-from ..metrics.pixel_anomaly import SEVEN, StreamingPixelMetrics, image_scores, pixel_metrics
+from ..metrics.anomaly_maps import image_scores
+from ..metrics.pixel_anomaly import SEVEN, pixel_metrics
+from ..metrics.pixel_stream import StreamingPixelMetrics
 from ..core import MetricWarning
 from ..models.uniad import MFCN, Backbone, UniAD, feature_size, neighbor_mask, read_reference
-from .image_prediction import Calibration, Case, ImagePrediction, ImagePredictions, case_sheet, enlarge, list_inputs, panels, telling_cases
+from ..results.image import ImagePrediction
+from ..results.images import ImagePredictions, list_inputs
+from ..results.panels import Case, enlarge, panels
+from ..results.sheets import case_sheet, telling_cases
+from ..results.thresholds import Calibration
 from ..train.feature_cache import CachedFeatures, cached
 from ..train.health import Check
 from ..train.learner import EpochBatches, RunConfig, System, run_length

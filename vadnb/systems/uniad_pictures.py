@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..core import ConfigError, DataError, pick_device, read_yaml
-from ..data.defects import PlantedDefects, generator
-from ..data.mvtec import hold_out
+from ..data.image_lists import hold_out
+from ..worlds.stage import generator
+from ..worlds.defects import PlantedDefects
 from ..models.feature_decoder import FeatureDecoder, image_loss
-from ..plots import INK, heat_bar, new_figure, save_figure
-from .image_prediction import TRUTH, Case, cell, draw_outline, shared_scale, show_image, span, tail
+from ..pictures import heat_bar
+from ..plots import INK, new_figure, save_figure
+from ..results.panels import TRUTH, Case, cell, draw_outline, shared_scale, show_image, span, tail
 from .registry import load_run
 from .uniad import UniADSystem
 from ..train.feature_cache import CachedFeatures
