@@ -18,7 +18,7 @@ from ..core import write_atomic
 from ..core import write_json
 from ..data.mvtec import MASK_FOLDERS
 from ..data.mvtec import SUFFIXES
-from ..data.mvtec import visible_entries as visiblevisible_entries
+from ..data.mvtec import visible_entries
 from ..data.mvtec import folders
 from ..plots import figure_bytes
 from ..plots import save_figure

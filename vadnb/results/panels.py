@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np, torch
 from ..core import DataError
 from ..core import did_you_mean
-from ..pictures import as_heat as asas_heat
-from ..pictures import as_frame as as_frame
+from ..pictures import as_heat
+from ..pictures import as_frame
 from ..plots import GRID
 from ..plots import INK
 from ..plots import MUTED

@@ -16,9 +16,9 @@ from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
 from ..core import MetricWarning
-from ..metrics.anomaly_maps import falling_key as fallingfalling_key
-from ..metrics.anomaly_maps import key_score as keykey_score
-from ..pictures import as_heat as asas_heat
+from ..metrics.anomaly_maps import falling_key
+from ..metrics.anomaly_maps import key_score
+from ..pictures import as_heat
 from ..plots import short
 
 # %% ../../nbs/results/05_thresholds.ipynb #fe0b4de0
