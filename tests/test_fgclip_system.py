@@ -2,6 +2,7 @@
 import contextlib, functools, io, math, warnings, weakref
 import numpy as np, pytest, torch
 from command import vadnb
+from toy_system import SPENT
 from vadnb.core import DataError, read_json, read_jsonl, write_json
 from vadnb.data.convert import from_ucf_annotation
 from vadnb.data.sampling import uniform_indices

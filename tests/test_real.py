@@ -3,6 +3,7 @@ import json, multiprocessing, os, signal, time
 from pathlib import Path
 import pytest
 import vadnb.systems.fgclip
+from toy_system import SPENT
 from vadnb import cli
 from vadnb.core import read_jsonl
 
