@@ -4,7 +4,9 @@ from statistics import median
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
-from vadnb.train.learner import Callback, Learner, RunConfig, System, TrainConfig
+from vadnb.train.callbacks import Callback
+from vadnb.train.learner import Learner
+from vadnb.train.system import RunConfig, System, TrainConfig
 from vadnb.train.optim import OptimConfig, split_decay
 
 SAMPLES,BATCH,STEPS,SKIP = 512,8,600,100 # SKIP: first steps of a round that are not timed

@@ -2,6 +2,7 @@
 import contextlib, functools, io, math, warnings, weakref
 import numpy as np, pytest, torch
 from command import vadnb
+from toy_system import SPENT
 from vadnb.core import DataError, read_json, read_jsonl, write_json
 from vadnb.data.convert import from_ucf_annotation
 from vadnb.data.sampling import uniform_indices
@@ -17,7 +18,8 @@ from vadnb.systems.fgclip import FGCLIP, Looked, Scan
 from vadnb.systems.registry import load_config
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import find_checkpoint, load_weights, read_part, write_part
-from vadnb.train.learner import fit, valid_loader
+from vadnb.train.learner import fit
+from vadnb.train.feed import valid_loader
 from vadnb.train.optim import group_faults
 
 SMALL = '''--data.frames 2 --data.valid_frames 4 --data.size [32,32] --data.valid_json null --loss.background_weight 0 --loss.quiet_weight 0 --score.resamples 0 --train.batch_size 4 --train.workers 0
@@ -83,7 +85,7 @@ class StopAt(Callback):
     def after_step(self):
         if self.learner.step==self.at: self.learner.stop = 'asked to'
 
-def curve(learner): return [{k: v for k,v in r.items() if k not in ('seconds', 'data_wait')} for r in learner.log.rows if r['kind']=='train']
+def curve(learner): return [{k: v for k,v in r.items() if k not in SPENT} for r in learner.log.rows if r['kind']=='train']
 def batch_of(system, n=4, data=None):
     data = system.datasets()[0] if data is None else data
     return system.collate([data[i] for i in range(n)])
@@ -185,7 +187,7 @@ def test_a_run_resumed_before_its_bank_opens_equals_one_left_alone(train, world,
     held = read_part(find_checkpoint(stopped.run), 'model')
     assert all(torch.equal(held[f'memory.{k}'], v) for k,v in contents(stopped.system).items())
     resumed = fit(config(world, runs, 'stopped3', *RESUMED))
-    rows = lambda run: [{k: v for k,v in r.items() if k not in ('seconds', 'data_wait')} for r in read_jsonl(run/'log.jsonl') if r['kind']=='train']
+    rows = lambda run: [{k: v for k,v in r.items() if k not in SPENT} for r in read_jsonl(run/'log.jsonl') if r['kind']=='train']
     assert rows(resumed.run)==rows(whole.run) and len(rows(whole.run))==7
     a,b = (read_part(find_checkpoint(r.run), 'model') for r in (whole, resumed))
     assert same(a, b) and int(a['memory.region.steps'])==7

@@ -11,7 +11,9 @@ from vadnb.core import CheckpointError, ConfigError
 from vadnb.systems import registry
 from vadnb.train.callbacks import Averaging
 from vadnb.train.checkpoint import find_checkpoint, read_part
-from vadnb.train.learner import TrainConfig, fit, lr_find
+from vadnb.train.system import TrainConfig
+from vadnb.train.learner import fit
+from vadnb.train.range_test import lr_find
 from vadnb.train.optim import AveragedWeights, OptimConfig, averaged_state, lr_at, warmup_in_epochs, warmup_steps
 
 # ---------------------------------------------------------------- schedules

@@ -7,7 +7,8 @@ from toy_system import StopAt, as_a_program, config, curve, differences, process
 from vadnb.core import VadnbError, read_json
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, read_part
-from vadnb.train.learner import EpochBatches, fit
+from vadnb.train.feed import EpochBatches
+from vadnb.train.learner import fit
 
 here = Path(__file__).resolve().parent
 

@@ -3,6 +3,7 @@ import json, multiprocessing, os, signal, time
 from pathlib import Path
 import pytest
 import vadnb.systems.fgclip
+from toy_system import SPENT
 from vadnb import cli
 from vadnb.core import read_jsonl
 
@@ -31,7 +32,7 @@ def train(shared, runs, name):
 
 def curve(run):
     "What a run logged, without the clock"
-    return [{k: v for k,v in r.items() if k not in ('seconds', 'data_wait')} for r in read_jsonl(run/'log.jsonl') if r['kind'] in ('train', 'valid', 'best')]
+    return [{k: v for k,v in r.items() if k not in SPENT} for r in read_jsonl(run/'log.jsonl') if r['kind'] in ('train', 'valid', 'best')]
 
 @pytest.fixture(scope='module')
 def runs(shared, tmp_path_factory):

@@ -7,7 +7,9 @@ from toy_system import FailAt, StopAt, Toy, as_a_program, config, contents, curv
 from vadnb.core import CheckpointError, DataError, set_seed
 from vadnb.train.callbacks import Averaging, Callback, Evaluate
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, write_part
-from vadnb.train.learner import EpochBatches, fit, lr_find
+from vadnb.train.feed import EpochBatches
+from vadnb.train.learner import fit
+from vadnb.train.range_test import lr_find
 from vadnb.train.optim import lr_at, make_optimizer, set_lr
 
 # 23 points in batches of 4: 5 micro-batches an epoch, in steps of 2, 2 and 1; 12 steps in 4 epochs

@@ -9,7 +9,8 @@ from torch import nn
 from vadnb.core import DataError, read_jsonl
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, read_part, split_tree
-from vadnb.train.learner import Learner, RunConfig, System, TrainConfig, fit
+from vadnb.train.learner import Learner, fit
+from vadnb.train.system import RunConfig, System, TrainConfig
 from vadnb.train.optim import OptimConfig, split_decay
 
 # a clean server process that has imported everything: its children start in milliseconds and share no threads with the tests
@@ -77,9 +78,12 @@ class FailAt(Callback):
     def after_step(self):
         if self.learner.step==self.at: raise RuntimeError('power cut')
 
+SPENT = ('seconds', 'data_wait', 'samples_per_second', 'peak_memory') # what a step costs is never the same
+
 def curve(run):
     "What a run logged, without the clock"
-    return [{k: v for k,v in r.items() if k not in ('seconds', 'data_wait')} for r in read_jsonl(Path(run)/'log.jsonl') if r['kind'] in ('train', 'valid', 'best')]
+    rows = [r for r in read_jsonl(Path(run)/'log.jsonl') if r['kind'] in ('train', 'valid', 'best')]
+    return [{k: v for k,v in r.items() if k not in SPENT} for r in rows]
 
 def rows(run, kind): return [r for r in read_jsonl(Path(run)/'log.jsonl') if r['kind']==kind]
 

@@ -191,7 +191,7 @@ def eval_(
     quiet()
     from vadnb.core import pick_device
     from vadnb.systems.registry import load_run
-    from vadnb.train.learner import valid_loader
+    from vadnb.train.feed import valid_loader
     import torch
     system,folder = load_run(needed('run', run), which, overrides)
     data,device = system.valid_data(), pick_device(system.cfg.train.device)
@@ -278,7 +278,7 @@ def lr_find(
     quiet()
     from vadnb.plots import rate_curve
     from vadnb.plots import save_figure
-    from vadnb.train.learner import lr_find
+    from vadnb.train.range_test import lr_find
     found = lr_find(cfg, low, high, steps)
     write_json(f'{out}.json', found)
     save_figure(rate_curve(found['rates'], found['losses'], found['suggestions']), f'{out}.png')
@@ -365,7 +365,7 @@ def look_again(run, what, overrides=()):
     "Evaluate the best checkpoint of a demo on what was held out, write and print its metrics; returns the system"
     import torch
     from vadnb.systems.registry import load_run
-    from vadnb.train.learner import valid_loader
+    from vadnb.train.feed import valid_loader
     system,checkpoint = load_run(run, overrides=list(overrides))
     data = system.valid_data()
     with torch.no_grad(): metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, next(system.parameters()).device)).items()}

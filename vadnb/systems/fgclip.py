@@ -39,7 +39,8 @@ from ..models.memory_bank import MemoryBank
 from .fgclip_health import contrastive_checks
 from ..results.localization import heat_box, nearest, smooth
 from ..results.video import VideoPrediction
-from ..train.learner import EpochBatches, RunConfig, System, run_length
+from ..train.feed import EpochBatches, run_length
+from ..train.system import RunConfig, System
 from ..train.optim import split_decay, warmup_steps
 
 # %% ../../nbs/systems/60_fgclip.ipynb #2cba930e

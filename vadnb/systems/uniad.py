@@ -37,7 +37,8 @@ from ..results.sheets import case_sheet, telling_cases
 from ..results.thresholds import Calibration
 from ..train.feature_cache import CachedFeatures, cached
 from ..train.health import Check
-from ..train.learner import EpochBatches, RunConfig, System, run_length
+from ..train.feed import EpochBatches, run_length
+from ..train.system import RunConfig, System
 from ..train.optim import warmup_steps
 
 # %% ../../nbs/systems/62_uniad.ipynb #a65e08d9

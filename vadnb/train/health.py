@@ -166,7 +166,7 @@ class FiniteCheck(Check):
         L = self.learner
         # the scaler of fp16 meets infinite gradients by design and skips the step
         if L.grad_norm is not None and not L.accelerator.scaler: self.norms.append(L.grad_norm)
-        if not L.reads(L.step+1): return
+        if not L.reads_device_at(L.step+1): return
         losses,names = self.losses, L.names
         found = torch.stack([*(d['loss'].detach() for d in losses), *self.norms]).tolist()
         bad = [not math.isfinite(v) for v in found]
