@@ -23,7 +23,7 @@ class CandidatesCheck(Check):
     def after_step(self):
         L = self.learner
         self.steps += 1
-        if self.steps<=self.horizon() and L.reads(L.step):
+        if self.steps<=self.horizon() and L.reads_device_at(L.step):
             self.looks += 1
             for name,n in ((k[11:], float(v)) for k,v in L.losses.items() if k.startswith('candidates/')):
                 self.most[name],self.empty[name] = max(self.most.get(name, 0.), n), self.empty.get(name, 0)+(n==0)
@@ -49,7 +49,7 @@ class ComparableCheck(Check):
     def __init__(self): self.recent = {}
     def after_step(self):
         L = self.learner
-        if not L.reads(L.step): return
+        if not L.reads_device_at(L.step): return
         for k,v in L.losses.items():
             if not k.startswith('candidates/') or not (n := float(v)): continue
             name,seen = k[11:],self.recent.setdefault(k[11:], [])
@@ -79,7 +79,7 @@ class BankCheck(Check):
 
     def after_step(self):
         L = self.learner
-        if not L.reads(L.step): return
+        if not L.reads_device_at(L.step): return
         for name,bank in L.system.banks().items():
             counted = int(bank.steps)
             if counted!=L.step: self.find('fault', f'the memory bank of the {name} loss has counted {counted} steps after {L.step} optimizer steps; it must be told by after_step of the system, once per optimizer step and never per forward pass', key=f'{name}/count', counted=counted)
@@ -96,7 +96,7 @@ class ScaleCheck(Check):
     low,high = 2., 100.
     def after_step(self):
         L = self.learner
-        if not L.reads(L.step): return
+        if not L.reads_device_at(L.step): return
         for k,v in L.losses.items():
             if not k.startswith('scale/') or self.low<=float(v)<=self.high*(1+1e-4): continue
             name,s = k[6:],float(v)

@@ -122,6 +122,7 @@ class Learner:
         # optimizer steps, micro-batches and samples so far; `shift` makes steps passes, as `passed` says
         self.step = self.micro = self.samples = self.shift = 0
         self.warmup = None # warm-up in epochs of a run that goes on with another batch
+        self.exchanged = False # whether processes have exchanged gradients once
         self.data_seconds,self.grad_norm,self.losses,self.metrics,self.stop,self.error = 0., None, {}, {}, None, None
         self.names,self.pictures,self.skipped,self.source,self.random = [], [], {}, None, None
         self.metric = cfg.train.metric or system.metric
@@ -134,7 +135,9 @@ class Learner:
         for k,n in enumerate(sizes, 1):
             batch = self.next_batch()
             if batch is None: continue
-            with contextlib.nullcontext() if k==len(sizes) else engine.no_sync(self.model):
+            # a static graph is learned in the first exchange, which therefore cannot be left out
+            exchange = k==len(sizes) or self.cfg.train.ddp_static_graph and not self.exchanged
+            with contextlib.nullcontext() if exchange else engine.no_sync(self.model):
                 losses = self.model(batch)
                 engine.backward(losses['loss'] if n==whole else losses['loss']*(n/whole))
             self.losses = {k: v.detach() for k,v in losses.items()}
@@ -143,7 +146,7 @@ class Learner:
         set_lr(self.optimizer, self.rate_now)
         if used: self.update(whole/used)
         self.system.after_step()
-        self.step,self.samples = self.step+1, self.samples+used
+        self.step,self.samples,self.exchanged = self.step+1, self.samples+used, True
         self.event('after_step')
 
     def update(self, scale):
