@@ -82,10 +82,12 @@ def part_words(
         if not w.startswith('--'): mine.append(w); i += 1; continue
         key,has_value,value = w[2:].partition('=')
         own_key = key in own or key in ('help', 'print_config')
-        if not (own_key or takes_overrides and re.fullmatch(r'[A-Za-z_][\w.-]*', key)): raise ConfigError(f"command line: unknown option '{w}'{did_you_mean(key, own)}")
+        if not (own_key or takes_overrides and re.fullmatch(r'[A-Za-z_][\w.-]*', key)):
+            raise ConfigError(f"command line: unknown option '{w}'{did_you_mean(key, own)}")
         if key in ('help', 'print_config'): (mine if key=='help' else others).append(w); i += 1; continue
         i += 1 if has_value else 2
-        if not has_value and (i>len(words) or words[i-1].startswith('--')): raise ConfigError(f"command line: '--{key}' needs a value")
+        if not has_value and (i>len(words) or words[i-1].startswith('--')):
+            raise ConfigError(f"command line: '--{key}' needs a value")
         (mine if own_key else others).extend([f'--{key}', value if has_value else words[i-1]])
     return mine, others
 
@@ -106,7 +108,8 @@ def train(
     except (DataError, HealthError):
         # a run that failed is the one whose report is wanted most; the error stays the only line
         with contextlib.suppress(VadnbError):
-            if os.environ.get('RANK', '0')=='0' and ended(Path(cfg.runs)/cfg.name)=='failed': write_report(Path(cfg.runs)/cfg.name)
+            if os.environ.get('RANK', '0')=='0' and ended(Path(cfg.runs)/cfg.name)=='failed':
+                write_report(Path(cfg.runs)/cfg.name)
         raise
     if not learner.main: return
     report = write_report(learner.run)
@@ -172,12 +175,14 @@ def image_class_rows(
     rows = [[n, *cells(f'class/{n}/', count(f'class/{n}/'))] for n in names]
     if not rows: return []
     lost = metrics.get('pooled/without_mask', 0)
-    said = [f'{lost:.0f} defective images have no mask: they count in image metrics (I-) and are left out of the others'] if lost else []
+    said = [f'{lost:.0f} defective images have no mask: they count in image metrics (I-) and are left out of the '
+            'others'] if lost else []
     return aligned([['class', 'good+bad', *heads.values()], *rows, ['mean', *cells('', [''])], ['pooled', *cells('pooled/', count('pooled/'))]])+said
 
 def print_metrics(metrics):
     "Print metrics as tables"
-    for k,rows in enumerate(filter(None, (metric_rows(metrics), class_rows(metrics), image_class_rows(metrics)))): print('\n'.join(['']*bool(k)+rows))
+    for k,rows in enumerate(filter(None, (metric_rows(metrics), class_rows(metrics), image_class_rows(metrics)))):
+        print('\n'.join(['']*bool(k)+rows))
 
 # %% ../nbs/70_cli.ipynb #032e07cc
 @command
@@ -195,9 +200,12 @@ def eval_(
     import torch
     system,folder = load_run(needed('run', run), which, overrides)
     data,device = system.valid_data(), pick_device(system.cfg.train.device)
-    if not data: raise ConfigError("the run has no validation data, so there is nothing to evaluate on; give --data.valid_json FILE or --data.valid_annotation FILE")
+    if not data:
+        raise ConfigError("the run has no validation data, so there is nothing to evaluate on; give --data.valid_json "
+                          "FILE or --data.valid_annotation FILE")
     system.to(device)
-    with torch.no_grad(): metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, device)).items()}
+    with torch.no_grad():
+        metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, device)).items()}
     print(f'{run} ({folder.name}), {len(data)} {system.noun}')
     print_metrics(metrics)
     print(f"metrics: {write_json(out or Path(run)/'eval.json', dict(checkpoint=folder.name, overrides=list(overrides), metrics=metrics))}")
@@ -220,10 +228,14 @@ def predict(
     system,folder = load_run(needed('run', run), which, [*overrides, *(['--score.prompts', json.dumps(read_prompts(prompts))] if prompts else [])])
     system.to(pick_device(system.cfg.train.device))
     # evaluation sets thresholds, and a checkpoint between two evaluations holds those of older weights
-    if system.calibrated_at is not None and folder.name!=f'step-{system.calibrated_at:06d}': print(f'vadnb: warning: {folder.name} was not evaluated; its thresholds are those of step {system.calibrated_at}', file=sys.stderr)
+    if system.calibrated_at is not None and folder.name!=f'step-{system.calibrated_at:06d}':
+        print(f'vadnb: warning: {folder.name} was not evaluated; its thresholds are those of step '
+              f'{system.calibrated_at}', file=sys.stderr)
     stems = [Path(p).stem for p in inputs]
     twins = [p for p in inputs if stems.count(Path(p).stem)>1]
-    if twins: raise ConfigError(f"command line: {twins[0]} and {twins[1]} would write the same files; predict them into different --out folders")
+    if twins:
+        raise ConfigError(f"command line: {twins[0]} and {twins[1]} would write the same files; predict them into "
+                          "different --out folders")
     for path in inputs:
         if not Path(path).exists(): raise DataError(f'{path}: no such file or folder')
     for path in inputs:
@@ -238,8 +250,10 @@ def read_prompts(
     "Prompts from a file: a text or a list of texts per class; raises `ConfigError` with file and class"
     values = read_yaml(path)
     for k,v in values.items():
-        if not (v and (isinstance(v, str) and v.strip() or isinstance(v, list) and all(isinstance(t, str) and t.strip() for t in v))): raise ConfigError(f"{path}: '{k}' must be a text or a list of texts, found {v!r:.60}")
-    if 'normal' not in values or len(values)<2: raise ConfigError(f"{path}: must map classes to texts, with 'normal' and at least one other class")
+        if not (v and (isinstance(v, str) and v.strip() or isinstance(v, list) and all(isinstance(t, str) and t.strip() for t in v))):
+            raise ConfigError(f"{path}: '{k}' must be a text or a list of texts, found {v!r:.60}")
+    if 'normal' not in values or len(values)<2:
+        raise ConfigError(f"{path}: must map classes to texts, with 'normal' and at least one other class")
     return {str(k): [v] if isinstance(v, str) else v for k,v in values.items()}
 
 # %% ../nbs/70_cli.ipynb #2d6507d8
@@ -256,7 +270,8 @@ def verify(
     set_seed(cfg.seed)
     rows = cfg.build().verify()
     width = max(len(r[0]) for r in rows)
-    for what,ok,detail in rows: print(f"{ {True: 'ok', None: 'warn', False: 'FAIL'}[ok]:6}{what.ljust(width)}  {detail}")
+    for what,ok,detail in rows:
+        print(f"{ {True: 'ok', None: 'warn', False: 'FAIL'}[ok]:6}{what.ljust(width)}  {detail}")
     ready = not any(ok is False for _,ok,_ in rows)
     print('ready to train' if ready else 'not ready')
     return 0 if ready else 1
@@ -300,7 +315,8 @@ def pictures(
     from vadnb.report.report import write_report
     if steps<1: raise ConfigError(f"command line: '--steps' must be 1 or more, found {steps}")
     from tqdm.auto import tqdm
-    for path in write_pictures(needed('run', run), which, steps, most, list(overrides), lambda x: tqdm(x, desc='decoder', unit='step', file=sys.stderr, disable=not sys.stderr.isatty())): print(path)
+    for path in write_pictures(needed('run', run), which, steps, most, list(overrides), lambda x: tqdm(x, desc='decoder', unit='step', file=sys.stderr, disable=not sys.stderr.isatty())):
+        print(path)
     print(f'report: {write_report(run)}')
 
 # %% ../nbs/70_cli.ipynb #503d0250
@@ -326,9 +342,13 @@ def convert(
     "Turn data of others into files that vadnb reads"
     from vadnb.data import convert as c
     kinds = ['skeleton', 'ucf-annotation', 'xd-annotation', 'ucf-boxes', 'image-tree']
-    if what not in kinds: raise ConfigError(f"command line: cannot convert '{what}' (there are: {', '.join(kinds)}){did_you_mean(what, kinds)}")
+    if what not in kinds:
+        raise ConfigError(f"command line: cannot convert '{what}' (there are: "
+                          f"{', '.join(kinds)}){did_you_mean(what, kinds)}")
     for key,given,kind in (('captions', captions, 'ucf-boxes'), ('normal', normal, 'xd-annotation')):
-        if given and what!=kind: raise ConfigError(f"command line: '--{key}' belongs to {kind}, and nothing in {what} would read it; remove it")
+        if given and what!=kind:
+            raise ConfigError(f"command line: '--{key}' belongs to {kind}, and nothing in {what} would read it; remove "
+                              "it")
     if what=='image-tree':
         from vadnb.data.image_lists import read_meta
         from vadnb.data.mvtec import write_tree_meta
@@ -339,12 +359,15 @@ def convert(
         from vadnb.data.regions import write_skeleton
         print(f'{write_skeleton(source, target)}: fill in captions and regions; videos without regions count as normal')
     elif what=='ucf-boxes':
-        if not captions: raise ConfigError("command line: '--captions' is missing; give the JSON of UCA sentences that belongs to these videos")
+        if not captions:
+            raise ConfigError("command line: '--captions' is missing; give the JSON of UCA sentences that belongs to "
+                              "these videos")
         found = c.from_boxes_and_captions(c.read_box_pickle(source), c.read_narration(captions), fps)
         print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['bbox_info']) for v in found)} regions")
     else:
         found = c.from_ucf_annotation(source) if what=='ucf-annotation' else c.from_xd_annotation(source, c.read_normal(normal) if normal else ())
-        print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['segments']) for v in found.values())} segments, frames half-open")
+        print(f"{c.write_new(target, found)}: {len(found)} videos, {sum(len(v['segments']) for v in found.values())} "
+              "segments, frames half-open")
 
 # %% ../nbs/70_cli.ipynb #c810277c
 def ended(run):
@@ -358,7 +381,8 @@ def train_once(cfg):
     "Train, unless the very run is finished already"
     from vadnb.train.learner import fit
     run = Path(cfg.runs)/cfg.name
-    if ended(run)=='done' and not config_changes(read_yaml(run/'config.yaml'), dataclasses.asdict(cfg)): print(f'{run} is finished already; looking at it again')
+    if ended(run)=='done' and not config_changes(read_yaml(run/'config.yaml'), dataclasses.asdict(cfg)):
+        print(f'{run} is finished already; looking at it again')
     else: fit(cfg)
 
 def look_again(run, what, overrides=()):
@@ -368,7 +392,8 @@ def look_again(run, what, overrides=()):
     from vadnb.train.feed import valid_loader
     system,checkpoint = load_run(run, overrides=list(overrides))
     data = system.valid_data()
-    with torch.no_grad(): metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, next(system.parameters()).device)).items()}
+    with torch.no_grad():
+        metrics = {k: float(v) for k,v in system.evaluate_fully(valid_loader(system, data, next(system.parameters()).device)).items()}
     write_json(run/'eval.json', dict(checkpoint=checkpoint.name, metrics=metrics))
     print(f'\n{len(data)} {what} ({checkpoint.name}):')
     print_metrics(metrics)
@@ -384,9 +409,11 @@ def street_demo(cfg):
     "fgclip in a synthetic street; the checkpoint is chosen on validation videos, what is shown are test videos, with the truth in UCF-Crime's own format"
     from vadnb.worlds.street import street_world
     world,run = street_world(cfg.data_root, progress=making('videos')), Path(cfg.runs)/cfg.name
-    print(f"world: {world.root} ({', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))} videos)", flush=True)
+    print(f"world: {world.root} ({', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))} "
+          "videos)", flush=True)
     train_once(cfg)
-    system = look_again(run, 'held-out videos, frame by frame', ['--data.valid_json', 'test.json', '--data.valid_annotation', 'test_annotation.txt'])
+    system = look_again(run, 'held-out videos, frame by '
+                        'frame', ['--data.valid_json', 'test.json', '--data.valid_annotation', 'test_annotation.txt'])
     shown = [world.path(n) for n in world.names('test') if not n.startswith('Normal')][:2]+[world.path(n) for n in world.names('test') if n.startswith('Normal')][:1]
     for path in shown: system.predict(path).save(run/'predictions')
 
@@ -413,14 +440,19 @@ def demo(
 ):
     "Make small worlds, train every system in one on the CPU, and show what it learned"
     from vadnb.systems.registry import load_config
-    demos = dict(fgclip=(street_demo, name, 'street-world', 'a synthetic street, five kinds of trouble, and a CLIP that starts from random weights'),
-                 uniad=(texture_demo, f'{name}-uniad', 'texture-world', 'five textures with defects that no training image shows, and one model for all of them'))
-    if only and only not in demos: raise ConfigError(f"command line: '--only' is {only}; use {' or '.join(demos)}{did_you_mean(only, demos)}")
+    demos = dict(fgclip=(street_demo, name, 'street-world', 'a synthetic street, five kinds of trouble, and a CLIP '
+                         'that starts from random weights'),
+                 uniad=(texture_demo, f'{name}-uniad', 'texture-world', 'five textures with defects that no training '
+                        'image shows, and one model for all of them'))
+    if only and only not in demos:
+        raise ConfigError(f"command line: '--only' is {only}; use {' or '.join(demos)}{did_you_mean(only, demos)}")
     chosen = [only] if only else list(demos)
     quiet()
     # a mistyped option is told before the first world is made, not after
     configs = {k: load_config(f'{k}_demo', ['--data_root', str(Path(folder)/demos[k][2]), '--runs', folder, '--name', demos[k][1], *overrides], 'vadnb demo') for k in chosen[:1 if overrides else None]}
-    if overrides and not only: raise ConfigError(f"command line: '{overrides[0]}' belongs to one system; add --only {' or --only '.join(demos)}")
+    if overrides and not only:
+        raise ConfigError(f"command line: '{overrides[0]}' belongs to one system; add --only "
+                          f"{' or --only '.join(demos)}")
     from vadnb.report.report import write_overview, write_report
     start,reports = time.time(), []
     for k,cfg in configs.items():
@@ -435,7 +467,9 @@ def usage()->str:
     "What `vadnb --help` prints"
     lines = ['usage: vadnb COMMAND [options]', '', 'Video and visual anomaly systems on one spine.', '', 'commands:']
     lines += [f'  {name:10}{inspect.getdoc(f).splitlines()[0]}' for name,f in COMMANDS.items()]
-    lines += ['', f"configurations that ship: {', '.join(shipped_configs())}", "'vadnb COMMAND --help' explains one; with --config NAME it lists every key of that configuration"]
+    lines += ['', "configurations that ship: "
+              f"{', '.join(shipped_configs())}", "'vadnb COMMAND --help' explains one; with --config NAME it lists "
+              "every key of that configuration"]
     return '\n'.join(lines)
 
 def takes_overrides(name): return 'overrides' in inspect.signature(COMMANDS[name]).parameters
@@ -490,7 +524,9 @@ def run(
     check_requirements()
     from jsonargparse import ArgumentError
     name,rest = words[0], words[1:]
-    if name not in COMMANDS: raise ConfigError(f"command line: command '{name}' is unknown (there are: {', '.join(COMMANDS)}){did_you_mean(name, COMMANDS)}")
+    if name not in COMMANDS:
+        raise ConfigError(f"command line: command '{name}' is unknown (there are: "
+                          f"{', '.join(COMMANDS)}){did_you_mean(name, COMMANDS)}")
     if '--help' in rest or '-h' in rest: show_help(name, rest); return 0
     f = COMMANDS[name]
     several = [k for k,p in inspect.signature(f).parameters.items() if p.kind is p.VAR_POSITIONAL]
@@ -530,7 +566,8 @@ def main(
     except KeyboardInterrupt: print('vadnb: interrupted', file=sys.stderr); code = 130
     except BrokenPipeError: close_output(); code = 141
     except OSError as e:
-        if e.errno in NAMES and e.filename: code = complain(f"{str(e.filename)[:300]}: cannot be a path ({e.strerror}); check it")
+        if e.errno in NAMES and e.filename:
+            code = complain(f"{str(e.filename)[:300]}: cannot be a path ({e.strerror}); check it")
         elif e.errno in DISK: code = complain(unwritten(e.filename or 'output', e))
         else: raise
         try: sys.stdout.flush()
@@ -538,7 +575,8 @@ def main(
     except RuntimeError as e:
         # only the memory of a GPU running out is the user's to solve
         if 'out of memory' not in str(e): raise
-        code = complain("the GPU is out of memory; lower 'data.frames' or 'train.batch_size' (raise 'train.accumulate' to make up for it), or set train.gradient_checkpointing true")
+        code = complain("the GPU is out of memory; lower 'data.frames' or 'train.batch_size' (raise 'train.accumulate' "
+                        "to make up for it), or set train.gradient_checkpointing true")
     sys.exit(code)
 
 # a module run with `python -m` has a file; a notebook has none

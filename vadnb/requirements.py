@@ -37,4 +37,5 @@ def check_requirements(
     if not wrong: return
     said = [f"{name} {found or 'missing'} (allowed: {allowed or 'any'})" for name,(found,allowed) in wrong.items()]
     fix = ' '.join(f'"{name}{allowed}"' for name,(_,allowed) in wrong.items())
-    raise VadnbError(f"installed packages are outside of what {package} works with: {', '.join(said)}; pip install {fix}")
+    raise VadnbError(f"installed packages are outside of what {package} works with: {', '.join(said)}; pip install "
+                     f"{fix}")

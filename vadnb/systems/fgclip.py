@@ -104,7 +104,9 @@ class RateConfig:
 def default_prompts():
     "Prompts for UCF-Crime's classes"
     classes = 'Abuse Arrest Arson Assault Burglary Explosion Fighting RoadAccidents Robbery Shooting Shoplifting Stealing Vandalism'.split()
-    return {'normal': ['an ordinary scene where nothing unusual happens']} | {c: [f"a surveillance video of {'a road accident' if c=='RoadAccidents' else c.lower()}"] for c in classes}
+    return {'normal': ['an ordinary scene where nothing unusual '
+                       'happens']} | {c: ["a surveillance video of "
+                                          f"{'a road accident' if c=='RoadAccidents' else c.lower()}"] for c in classes}
 
 @dataclass(kw_only=True)
 class ScoreConfig:
@@ -134,15 +136,26 @@ class Config(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         for section,key,holds,says in limits(self):
-            if not holds: raise ConfigError(f"'{section}.{key}' must be {says}, found {getattr(getattr(self, section), key)!r}")
+            if not holds:
+                raise ConfigError(f"'{section}.{key}' must be {says}, found {getattr(getattr(self, section), key)!r}")
         m,l,b = self.model, self.loss, self.bank
-        if m.pretrained and not m.weights: raise ConfigError("'model.pretrained' is true but 'model.weights' names nothing; give --model.weights PATH with a local CLIP, or --model.pretrained false to start from random weights")
-        if not m.pretrained and m.weights: raise ConfigError("'model.weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them")
+        if m.pretrained and not m.weights:
+            raise ConfigError("'model.pretrained' is true but 'model.weights' names nothing; give --model.weights PATH "
+                              "with a local CLIP, or --model.pretrained false to start from random weights")
+        if not m.pretrained and m.weights:
+            raise ConfigError("'model.weights' is set but 'model.pretrained' is false, so nothing would read it; set "
+                              "one of them")
         for key in ('size', 'image_size'):
-            if m.pretrained and getattr(m, key) is not None: raise ConfigError(f"'model.{key}' is set but the weights decide it, so nothing would read it; remove it, or set model.pretrained false")
-        if not m.pretrained and m.activation: raise ConfigError("'model.activation' belongs to weights, and 'model.pretrained' is false, so nothing would read it; remove it")
+            if m.pretrained and getattr(m, key) is not None:
+                raise ConfigError(f"'model.{key}' is set but the weights decide it, so nothing would read it; remove "
+                                  "it, or set model.pretrained false")
+        if not m.pretrained and m.activation:
+            raise ConfigError("'model.activation' belongs to weights, and 'model.pretrained' is false, so nothing "
+                              "would read it; remove it")
         for bank,weight in (('regions', 'region_weight'), ('clips', 'global_weight')):
-            if getattr(b, bank) and not getattr(l, weight): raise ConfigError(f"'bank.{bank}' is {getattr(b, bank)} but 'loss.{weight}' is 0, so nothing would learn from this bank; set one of them")
+            if getattr(b, bank) and not getattr(l, weight):
+                raise ConfigError(f"'bank.{bank}' is {getattr(b, bank)} but 'loss.{weight}' is 0, so nothing would "
+                                  "learn from this bank; set one of them")
 
     def build(self, architecture=None): return FGCLIP(self, architecture)
 
@@ -153,17 +166,22 @@ def limits(
     "What the values of a configuration must fulfil, key by key"
     d,m,l,s = cfg.data, cfg.model, cfg.loss, cfg.score
     weights = 'global_weight region_weight hard_negative_weight background_weight quiet_weight'
-    least = [(0, 'loss', weights), (0, 'bank', 'regions clips warmup'), (0, 'rates', 'text vision projections scales'), (0, 'score', 'resamples'),
+    least = [(0, 'loss', weights), (0, 'bank', 'regions clips warmup'), (0, 'rates', 'text vision projections '
+        'scales'), (0, 'score', 'resamples'),
              (1, 'data', 'frames valid_frames'), (1, 'model', 'chunk image_size'), (1, 'loss', 'chunk'), (1, 'score', 'stride chunk smooth')]
     value = lambda section, key: getattr(getattr(cfg, section), key)
     return [*((section, k, value(section, k) is None or value(section, k)>=n, f'{n} or more') for n,section,keys in least for k in keys.split()),
-            ('loss', 'global_weight', any(value('loss', k) for k in weights.split()), 'above 0, or another loss weight must be'),
+            ('loss', 'global_weight', any(value('loss', k) for k in weights.split()), 'above 0, or another loss weight '
+             'must be'),
             ('data', 'size', len(d.size)==2 and min(d.size)>0, 'a height and a width'), ('data', 'paths', bool(d.paths), 'at least one pattern'),
-            ('data', 'event_share', 0<d.event_share<=1, 'above 0 and at most 1'), ('data', 'flip', 0<=d.flip<=1, 'between 0 and 1'),
+            ('data', 'event_share', 0<d.event_share<=1, 'above 0 and at most '
+             '1'), ('data', 'flip', 0<=d.flip<=1, 'between 0 and 1'),
             ('model', 'log_scale', m.log_scale is None or m.log_scale<=math.log(100)+1e-6, f'at most ln 100 = {math.log(100):.4f}, where scales are clamped'),
             ('score', 'smooth', s.smooth%2==1, 'an odd number of frames'), ('score', 'threshold', 0<=s.threshold<=1, 'between 0 and 1'), ('score', 'folder_fps', s.folder_fps is None or s.folder_fps>0, 'above 0, or null'),
-            ('score', 'prompts', 'normal' in s.prompts and len(s.prompts)>1, "a mapping with the class 'normal' and at least one other"), ('score', 'prompts', all(v and all(t.strip() for t in v) for v in s.prompts.values()), 'at least one text per class, none of them empty'),
-            ('score', 'prompts', 'Normal' not in s.prompts, "without the class 'Normal', which is what annotations call 'normal'")]
+            ('score', 'prompts', 'normal' in s.prompts and len(s.prompts)>1, "a mapping with the class 'normal' and at "
+             "least one other"), ('score', 'prompts', all(v and all(t.strip() for t in v) for v in s.prompts.values()), 'at least one text per class, none of them empty'),
+            ('score', 'prompts', 'Normal' not in s.prompts, "without the class 'Normal', which is what annotations "
+             "call 'normal'")]
 
 # %% ../../nbs/systems/60_fgclip.ipynb #75e64cf6
 class FGCLIP(System):
@@ -177,7 +195,8 @@ class FGCLIP(System):
         self.cfg,m,siglip = cfg,cfg.model,cfg.loss.kind=='siglip'
         parts = dict(hard_negative=cfg.loss.hard_negative_weight>0, long_text=m.long_captions=='long')
         if m.pretrained and not architecture: self.clip = CLIP.from_weights(m.weights, activation=m.activation, **parts)
-        else: self.clip = CLIP(architecture or m.size or 'ViT-B-32', None if architecture else m.image_size, math.log(1/.07), **parts)
+        else:
+            self.clip = CLIP(architecture or m.size or 'ViT-B-32', None if architecture else m.image_size, math.log(1/.07), **parts)
         self.architecture = self.clip.architecture
         first = m.log_scale if m.log_scale is not None else math.log(10) if siglip else None
         for p in self.clip.scales().values() if first is not None else (): p.data.fill_(first)
@@ -191,7 +210,9 @@ class FGCLIP(System):
         if m.long_captions=='cut': self.tokenize.overflow = 'cut'
         h,w = cfg.data.size
         p = self.clip.patch_size
-        if h%p or w%p: raise ConfigError(f"'data.size' {h}x{w} does not divide into patches of {p}; use {max(1, round(h/p))*p}x{max(1, round(w/p))*p}")
+        if h%p or w%p:
+            raise ConfigError(f"'data.size' {h}x{w} does not divide into patches of {p}; use "
+                              f"{max(1, round(h/p))*p}x{max(1, round(w/p))*p}")
 
     def banks(self): return dict(self.memory.items())
     def collate(self, items): return collate(items)
@@ -230,7 +251,9 @@ def valid_data(self:FGCLIP):
     if not (d.valid_json or d.valid_annotation): return None
     frames,annotation = d.valid_frames or d.frames, root/d.valid_annotation if d.valid_annotation else None
     self.valid = self.clips(d.valid_json, frames, annotation) if d.valid_json else AnnotatedClips(annotation, root, frames, d.size, d.paths)
-    if not any(self.valid.segments[n] for n in ([c.name for c in self.valid.clips] if d.valid_json else self.valid.names)): raise DataError(f'{root/(d.valid_json or d.valid_annotation)}: no video has an event, so there is nothing to rank; add abnormal videos')
+    if not any(self.valid.segments[n] for n in ([c.name for c in self.valid.clips] if d.valid_json else self.valid.names)):
+        raise DataError(f'{root/(d.valid_json or d.valid_annotation)}: no video has an event, so there is nothing to '
+                        'rank; add abnormal videos')
     return self.valid
 
 @patch
@@ -252,7 +275,8 @@ def caption_keys(
 def clip_mask(self:FGCLIP, batch):
     "The frames that stand for each clip: those of its events, or all where it has none, (B, T)"
     mask = torch.zeros(batch['frames'].shape[:2], dtype=torch.bool, device=batch['frames'].device)
-    if self.cfg.loss.global_frames=='event': mask = mask.index_put((batch['region_clip'],), batch['region_mask'], accumulate=True)
+    if self.cfg.loss.global_frames=='event':
+        mask = mask.index_put((batch['region_clip'],), batch['region_mask'], accumulate=True)
     return mask | ~mask.any(1, keepdim=True)
 
 # %% ../../nbs/systems/60_fgclip.ipynb #131e6b90
@@ -314,7 +338,8 @@ class Features(NamedTuple):
 def text_features(self:FGCLIP, batch):
     "Unit features of the captions of clips, of regions, and of perturbed ones"
     rows = [batch['text'], batch['region_text'], batch['region_negative'] if self.cfg.loss.hard_negative_weight else batch['region_text'][:0]]
-    if self.cfg.model.long_captions!='long': return unit(self.clip.encode_text(torch.cat(rows))).split([len(r) for r in rows])
+    if self.cfg.model.long_captions!='long':
+        return unit(self.clip.encode_text(torch.cat(rows))).split([len(r) for r in rows])
     return unit(self.clip.encode_text(rows[0], long=True)), *unit(self.clip.encode_text(torch.cat(rows[1:]))).split([len(r) for r in rows[1:]])
 
 @patch
@@ -374,7 +399,8 @@ def loss(self:FGCLIP, batch):
     f,w = self.features(batch), self.cfg.loss
     res = self.contrast('global', f.image, f.text, torch.stack([batch['clip_key'], caption_keys(batch['text'])], 1))
     res |= self.contrast('region', f.region, f.region_text, torch.stack([batch['region_key'], caption_keys(batch['region_text'])], 1))
-    if w.background_weight: res['loss/background'] = background_loss(f.region_text, f.region, f.background, self.clip.region_logit_scale)
+    if w.background_weight:
+        res['loss/background'] = background_loss(f.region_text, f.region, f.background, self.clip.region_logit_scale)
     if w.quiet_weight:
         normal = torch.ones(len(f.text), dtype=torch.bool, device=f.text.device).index_fill(0, batch['region_clip'], False)
         res['loss/quiet'] = background_loss(f.text[~normal], f.image[~normal], f.quiet, self.clip.logit_scale)+quiet_loss(f.quiet, f.text, normal, self.clip.logit_scale)/2
@@ -481,7 +507,8 @@ def scan(self:FGCLIP, loader):
                 held.pairs['image'].append(unit(seen.image.mean(0, keepdim=True)))
                 held.pairs['region'].append(unit(grouped_mean(seen.region, row, len(mine))) if len(mine) else texts[1][:0])
         if texts:
-            for k,v in (('text', texts[0]), ('clip_ids', batch['text']), ('region_text', texts[1]), ('region_ids', batch['region_text'])): held.pairs[k].append(v)
+            for k,v in (('text', texts[0]), ('clip_ids', batch['text']), ('region_text', texts[1]), ('region_ids', batch['region_text'])):
+                held.pairs[k].append(v)
     return held
 
 # %% ../../nbs/systems/60_fgclip.ipynb #7dee9193
@@ -501,7 +528,8 @@ def pair_results(self:FGCLIP, held):
         res |= {k.replace('image', 'clip' if name=='image' else name): v for k,v in found.items()}
     boxes = np.concatenate([b for _,b in held.truth_boxes.values()]) if held.truth_boxes else ()
     # the median of the very boxes to be found is more than a model may know, and looks at no pixel
-    if len(boxes): res |= box_tiou(held.boxes, held.truth_boxes, held.box_scores, self.cfg.score.threshold, prior=np.median(boxes, 0))
+    if len(boxes):
+        res |= box_tiou(held.boxes, held.truth_boxes, held.box_scores, self.cfg.score.threshold, prior=np.median(boxes, 0))
     return res
 
 @patch
@@ -519,11 +547,14 @@ def evaluate_fully(self:FGCLIP, loader):
     if s.resamples: res |= frame_intervals(held.scores, truth, s.resamples, self.cfg.seed)
     res |= per_class_metrics(held.scores, truth, classes, s.resamples, self.cfg.seed)
     lost = sorted({*classes.values()}-{*s.prompts})
-    if lost: warnings.warn(f"temporal mAP is left out: score.prompts has no class '{lost[0]}'{did_you_mean(lost[0], s.prompts)}, and the annotation does", MetricWarning)
+    if lost:
+        warnings.warn("temporal mAP is left out: score.prompts has no class "
+                      f"'{lost[0]}'{did_you_mean(lost[0], s.prompts)}, and the annotation does", MetricWarning)
     else:
         segments = {k: [(classes[k], a, b) for a,b in self.valid.segments[k]] for k in truth}
         names = ['Normal' if c=='normal' else c for c in s.prompts]
-        for key,way in (('map', 'corrected'), ('map_vadclip', 'vadclip')): res |= {k.replace('map', key, 1): v for k,v in temporal_map(held.probabilities, segments, names, way=way).items()}
+        for key,way in (('map', 'corrected'), ('map_vadclip', 'vadclip')):
+            res |= {k.replace('map', key, 1): v for k,v in temporal_map(held.probabilities, segments, names, way=way).items()}
     return res
 
 # %% ../../nbs/systems/60_fgclip.ipynb #153175b8
@@ -533,7 +564,8 @@ def predict(self:FGCLIP, path):
     "Score every frame of one video or folder of frames"
     s = self.cfg.score
     reader = VideoReader(path, fps=s.folder_fps) if Path(path).is_dir() else VideoReader(path)
-    if Path(path).is_dir() and s.folder_fps is None: raise ConfigError(f'{path}: a folder of pictures has no frame rate; give --score.folder_fps')
+    if Path(path).is_dir() and s.folder_fps is None:
+        raise ConfigError(f'{path}: a folder of pictures has no frame rate; give --score.folder_fps')
     index,prompts = uniform_indices(len(reader), -(-len(reader)//s.stride)), self.prompt_features()
     chunks = (self.look(read_frames(reader, index[i:i+s.chunk], self.cfg.data.size), prompts) for i in range(0, len(index), s.chunk))
     seen = [(c.probabilities.float().cpu().numpy(), c.heat.half().cpu().numpy()) for c in chunks]
@@ -549,7 +581,9 @@ def data_rows(self:FGCLIP, split, data):
     names = [c.name for c in data.clips] if captioned else data.names
     tracks = [t for c in data.clips for t in c.tracks] if captioned else []
     events = sum(bool(data.segments[n]) for n in names)
-    rows = [(f'{split} videos', True, f'{len(data)-events} normal and {events} abnormal'+(f', {len(tracks)} regions with {sum(len(t.frames) for t in tracks)} keyframes' if tracks else ''))]
+    rows = [(f'{split} videos', True, f'{len(data)-events} normal and {events} '
+             'abnormal'+(f', {len(tracks)} regions with {sum(len(t.frames) for t in tracks)} '
+                         'keyframes' if tracks else ''))]
     for i,path in enumerate(data.paths):
         try:
             reader = VideoReader(path)
@@ -584,8 +618,11 @@ def candidate_rows(self:FGCLIP, train):
     for name,expected in (('global', n), ('region', n*per_clip)):
         if not getattr(self.cfg.loss, f'{name}_weight'): continue
         rows = self.banks()[name].size if name in self.banks() else 0
-        res.append((f'{name} candidates', expected>=2 or rows>0, f'{expected:.1f} per batch and process, a guess costs {math.log(max(expected, 1)):.2f}' + (f'; {expected+rows:.1f} and {math.log(expected+rows):.2f} with the full bank' if rows else '')
-                    + ('' if expected>=2 or rows else ': with fewer than 2 the loss is zero and teaches nothing; raise --train.batch_size, or give it a bank')))
+        res.append((f'{name} candidates', expected>=2 or rows>0, f'{expected:.1f} per batch and process, a guess costs '
+                    f'{math.log(max(expected, 1)):.2f}' + (f'; {expected+rows:.1f} and {math.log(expected+rows):.2f} '
+                                                           'with the full bank' if rows else '')
+                    + ('' if expected>=2 or rows else ': with fewer than 2 the loss is zero and teaches nothing; raise '
+                       '--train.batch_size, or give it a bank')))
     return res
 
 # %% ../../nbs/systems/60_fgclip.ipynb #aa76cd7e
@@ -599,17 +636,23 @@ def step_row(self:FGCLIP, train):
         warm = warmup_steps(self.cfg.optim, per_epoch, total)
     except VadnbError as e: return False, str(e)
     late = bool(self.banks()) and b.warmup>=total
-    return None if late else True, f'{total}, of them {warm} of warm-up' + (f'; the memory banks are switched on after {b.warmup} and will never be read: lower --bank.warmup, or train longer' if late else '')
+    return None if late else True, f'{total}, of them {warm} of warm-up' + ('; the memory banks are switched on after '
+        f'{b.warmup} and will never be read: lower --bank.warmup, or train longer' if late else '')
 
 @patch
 def verify(self:FGCLIP):
     "Rows of (what, whether it holds, detail) for everything that can be checked before training; None is a warning"
     unused = getattr(self.clip, 'unused_weights', [])
-    rows = [('model', True, f'{sum(p.numel() for p in self.parameters()):,} parameters, {self.clip.patch_size}-pixel patches, ' + ('random weights' if not self.cfg.model.pretrained else f"weights from {self.cfg.model.weights}, {f'{len(unused)} tensors of it unused ({unused[0]})' if unused else 'all of them used'}")),
-            ('prompts', True, f"{sum(map(len, self.cfg.score.prompts.values()))} for {len(self.cfg.score.prompts)} classes: {', '.join(self.cfg.score.prompts)}")]
+    rows = [('model', True, f'{sum(p.numel() for p in self.parameters()):,} parameters, {self.clip.patch_size}-pixel '
+             'patches, ' + ('random weights' if not self.cfg.model.pretrained else "weights from "
+                            f"{self.cfg.model.weights}, "
+                            f"{f'{len(unused)} tensors of it unused ({unused[0]})' if unused else 'all of them used'}")),
+            ('prompts', True, f"{sum(map(len, self.cfg.score.prompts.values()))} for {len(self.cfg.score.prompts)} "
+             f"classes: {', '.join(self.cfg.score.prompts)}")]
     try: held = dict(zip(('train', 'valid'), self.datasets()))
     except DataError as e: return [*rows, ('annotation', False, str(e))]
-    rows.append(('annotation', True, f"format, paths and boxes of {' and '.join(f'{len(d)} {k}' for k,d in held.items() if d is not None)} clips"))
+    rows.append(('annotation', True, "format, paths and boxes of "
+                 f"{' and '.join(f'{len(d)} {k}' for k,d in held.items() if d is not None)} clips"))
     for split,data in held.items():
         if data is not None: rows += self.data_rows(split, data)
     train = held['train']

@@ -35,12 +35,18 @@ class CandidatesCheck(Check):
     def report(self):
         for name,most in self.most.items():
             if not getattr(self.learner.cfg.loss, f'{name}_weight'): continue
-            more = 'raise --train.batch_size, or give the loss a memory bank'+(', or check that the annotation has regions' if name=='region' else '')
-            if most<=1: self.find('warning', f'the {name} loss never had more than {most:.0f} candidate in {self.steps} steps, so it is zero and teaches nothing: {more}', key=name, loss=name)
-            elif self.empty[name]>self.looks/2: self.find('warning', f'{self.empty[name]} of {self.looks} batches held nothing for the {name} loss, which is zero there: {more}', key=f'{name}/empty', loss=name, batches=self.empty[name])
+            more = 'raise --train.batch_size, or give the loss a memory bank'+(', or check that the annotation has '
+                'regions' if name=='region' else '')
+            if most<=1:
+                self.find('warning', f'the {name} loss never had more than {most:.0f} candidate in {self.steps} steps, '
+                          f'so it is zero and teaches nothing: {more}', key=name, loss=name)
+            elif self.empty[name]>self.looks/2:
+                self.find('warning', f'{self.empty[name]} of {self.looks} batches held nothing for the {name} loss, '
+                          f'which is zero there: {more}', key=f'{name}/empty', loss=name, batches=self.empty[name])
 
     def state_dict(self): return dict(most=self.most, empty=self.empty, steps=self.steps, looks=self.looks)
-    def load_state_dict(self, state): self.most,self.empty,self.steps,self.looks = (state[k] for k in ('most', 'empty', 'steps', 'looks'))
+    def load_state_dict(self, state):
+        self.most,self.empty,self.steps,self.looks = (state[k] for k in ('most', 'empty', 'steps', 'looks'))
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #4208257e
 class ComparableCheck(Check):
@@ -58,8 +64,11 @@ class ComparableCheck(Check):
             # a region more or less is chance; five readings against the five before are not
             before,after = np.mean(seen[:5]), np.mean(seen[5:])
             if max(before, after)>2*min(before, after):
-                self.find('note', f'around step {L.step} the {name} loss goes from {before:.0f} to {after:.0f} candidates: a guess costs {math.log(after):.2f} instead of {math.log(before):.2f}, '
-                          f'so its curve breaks there and proves nothing; above_chance/{name} says how much better than a guess it is on each side, and retrieval on validation data what was learned', key=name, before=float(before), after=float(after))
+                self.find('note', f'around step {L.step} the {name} loss goes from {before:.0f} to {after:.0f} '
+                          f'candidates: a guess costs {math.log(after):.2f} instead of {math.log(before):.2f}, '
+                          f'so its curve breaks there and proves nothing; above_chance/{name} says how much better '
+                          'than a guess it is on each side, and retrieval on validation data what was '
+                          'learned', key=name, before=float(before), after=float(after))
     def state_dict(self): return dict(recent=self.recent)
     def load_state_dict(self, state): self.recent = state['recent']
 
@@ -74,20 +83,32 @@ class BankCheck(Check):
         L = self.learner
         for name,bank in L.system.banks().items():
             self.seen[name] = bank.reads
-            if bank.warmup>=L.total_steps: self.find('warning', f'the memory bank of the {name} loss is switched on after {bank.warmup} optimizer steps and the run has {L.total_steps}: it will never be read; '
-                                                     'lower --bank.warmup, train longer, or leave the bank out', key=f'{name}/late', warmup=bank.warmup, steps=L.total_steps)
+            if bank.warmup>=L.total_steps:
+                self.find('warning', f'the memory bank of the {name} loss is switched on after {bank.warmup} optimizer '
+                          f'steps and the run has {L.total_steps}: it will never be read; '
+                                                     'lower --bank.warmup, train longer, or leave the bank '
+                                                     'out', key=f'{name}/late', warmup=bank.warmup, steps=L.total_steps)
 
     def after_step(self):
         L = self.learner
         if not L.reads_device_at(L.step): return
         for name,bank in L.system.banks().items():
             counted = int(bank.steps)
-            if counted!=L.step: self.find('fault', f'the memory bank of the {name} loss has counted {counted} steps after {L.step} optimizer steps; it must be told by after_step of the system, once per optimizer step and never per forward pass', key=f'{name}/count', counted=counted)
+            if counted!=L.step:
+                self.find('fault', f'the memory bank of the {name} loss has counted {counted} steps after {L.step} '
+                          'optimizer steps; it must be told by after_step of the system, once per optimizer step and '
+                          'never per forward pass', key=f'{name}/count', counted=counted)
             if counted<=bank.warmup: continue
             self.unread[name] = self.unread.get(name, 0)+1 if bank.reads==self.seen.get(name) else 0
             self.seen[name] = bank.reads
-            if self.unread[name]==self.patience: self.find('warning', f'the memory bank of the {name} loss is switched on since step {bank.warmup} and the loss does not read it: its negatives are those of the batch alone', key=f'{name}/unread', step=L.step)
-            elif not self.unread[name] and not int(bank.count): self.find('warning', f'the memory bank of the {name} loss is read at step {L.step} and holds nothing: push rows during warm-up, and check that the annotation has regions', key=f'{name}/empty', step=L.step)
+            if self.unread[name]==self.patience:
+                self.find('warning', f'the memory bank of the {name} loss is switched on since step {bank.warmup} and '
+                          'the loss does not read it: its negatives are those of the batch '
+                          'alone', key=f'{name}/unread', step=L.step)
+            elif not self.unread[name] and not int(bank.count):
+                self.find('warning', f'the memory bank of the {name} loss is read at step {L.step} and holds nothing: '
+                          'push rows during warm-up, and check that the annotation has '
+                          'regions', key=f'{name}/empty', step=L.step)
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #20eab0aa
 class ScaleCheck(Check):
@@ -101,7 +122,9 @@ class ScaleCheck(Check):
             if not k.startswith('scale/') or self.low<=float(v)<=self.high*(1+1e-4): continue
             name,s = k[6:],float(v)
             self.find('warning', f'the logit scale of the {name} loss is {s:.3g} at step {L.step}: '
-                      +('similarities hardly matter at such a temperature; lower rates.scales, or start higher with model.log_scale' if s<self.low else 'it must be clamped to 100 after each optimizer step'), key=name, scale=s)
+                      +('similarities hardly matter at such a temperature; lower rates.scales, or start higher with '
+                        'model.log_scale' if s<self.low else 'it must be clamped to 100 after each optimizer '
+                        'step'), key=name, scale=s)
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #3631386b
 class FalseNegativesCheck(Check):
@@ -115,8 +138,11 @@ class FalseNegativesCheck(Check):
             twins = {k: n for k,n in Counter(captions).items() if n>1}
             if not twins: continue
             text,n = max(twins.items(), key=lambda kv: kv[1])
-            self.find('warning', f"{sum(twins.values())} of {len(captions)} {name} captions are shared and loss.mask_same_caption is false: '{text[:40]}' stands on {n} of them, and together in a batch or bank "
-                      f'they hold the loss above ln {n} = {math.log(n):.2f}; set loss.mask_same_caption true', key=name, caption=text, copies=n)
+            self.find('warning', f"{sum(twins.values())} of {len(captions)} {name} captions are shared and "
+                      f"loss.mask_same_caption is false: '{text[:40]}' stands on {n} of them, and together in a batch "
+                      "or bank "
+                      f'they hold the loss above ln {n} = {math.log(n):.2f}; set loss.mask_same_caption '
+                      'true', key=name, caption=text, copies=n)
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #b423f23c
 class ProjectionsCheck(Check):
@@ -124,7 +150,9 @@ class ProjectionsCheck(Check):
     code,what = 'frozen_projections', 'the projections into the common space are trained'
     def before_fit(self):
         frozen = [k for k,p in self.learner.system.named_parameters() if 'projection' in k and not p.requires_grad]
-        if frozen: self.find('warning', f"{', '.join(frozen)} {'are' if frozen[1:] else 'is'} frozen: features keep the space of the images they were trained on; unfreeze, or take this as your choice", parameters=frozen)
+        if frozen:
+            self.find('warning', f"{', '.join(frozen)} {'are' if frozen[1:] else 'is'} frozen: features keep the space "
+                      "of the images they were trained on; unfreeze, or take this as your choice", parameters=frozen)
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #7973075f
 class UnusedWeightsCheck(Check):
@@ -132,7 +160,9 @@ class UnusedWeightsCheck(Check):
     code,what = 'unused_weights', 'every tensor of the loaded weights has a place in the model'
     def before_fit(self):
         unused = getattr(getattr(self.learner.system, 'clip', None), 'unused_weights', [])
-        if unused: self.find('note', f"{len(unused)} loaded tensors have no place in this model and were left out ({', '.join(unused[:3])}{', …' if unused[3:] else ''})", names=list(unused))
+        if unused:
+            self.find('note', f"{len(unused)} loaded tensors have no place in this model and were left out "
+                      f"({', '.join(unused[:3])}{', …' if unused[3:] else ''})", names=list(unused))
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #7341713f
 class NormalsCheck(Check):
@@ -140,14 +170,17 @@ class NormalsCheck(Check):
     code,what = 'no_normal_video', 'training data holds normal videos'
     def before_fit(self):
         if not any(c.normal for c in getattr(self.learner.train, 'clips', [])):
-            self.find('warning', 'no training video is normal (bbox_info: []): false alarms cannot be calibrated without any; add normal videos')
+            self.find('warning', 'no training video is normal (bbox_info: []): false alarms cannot be calibrated '
+                      'without any; add normal videos')
 
 class CaptionsCheck(Check):
     "Captions that are longer than the text encoder"
     code,what = 'captions_cut', 'every caption fits the text encoder'
     def before_fit(self):
         cut = getattr(self.learner.train, 'caption_warnings', list)()
-        if cut: self.find('warning', f'{len(cut)} captions are cut at the end of the text encoder, the first is {cut[0]}: shorten them, or read those of whole clips with model.long_captions long', captions=cut[:50])
+        if cut:
+            self.find('warning', f'{len(cut)} captions are cut at the end of the text encoder, the first is {cut[0]}: '
+                      'shorten them, or read those of whole clips with model.long_captions long', captions=cut[:50])
 
 class HardNegativesCheck(Check):
     "Hard negatives without a weight, or a weight without hard negatives"
@@ -155,8 +188,13 @@ class HardNegativesCheck(Check):
     def before_fit(self):
         L = self.learner
         n,weight = sum(len(t.negatives) for c in getattr(L.train, 'clips', []) for t in c.tracks), L.cfg.loss.hard_negative_weight
-        if n and not weight: self.find('note', f'the annotation has {n} perturbed captions and loss.hard_negative_weight is 0, so nothing reads them; FG-CLIP uses 0.5', texts=n)
-        if weight and not n: self.find('warning', f'loss.hard_negative_weight is {weight:g} and no region has negative_captions: this loss is always zero and its scale is never trained; add them, or set the weight to 0', weight=weight)
+        if n and not weight:
+            self.find('note', f'the annotation has {n} perturbed captions and loss.hard_negative_weight is 0, so '
+                      'nothing reads them; FG-CLIP uses 0.5', texts=n)
+        if weight and not n:
+            self.find('warning', f'loss.hard_negative_weight is {weight:g} and no region has negative_captions: this '
+                      'loss is always zero and its scale is never trained; add them, or set the weight to '
+                      '0', weight=weight)
 
 # %% ../../nbs/systems/57_fgclip_health.ipynb #7a2fa081
 def contrastive_checks(

@@ -23,7 +23,8 @@ def config_class(
     name:str, # system name
 ): # its Config dataclass
     "The configuration class of a system; the system is imported only here, when it is asked for"
-    if name not in SYSTEMS: raise ConfigError(f"system '{name}' is unknown (there are: {', '.join(SYSTEMS)}){did_you_mean(name, SYSTEMS)}")
+    if name not in SYSTEMS:
+        raise ConfigError(f"system '{name}' is unknown (there are: {', '.join(SYSTEMS)}){did_you_mean(name, SYSTEMS)}")
     return import_module(f'vadnb.systems.{name}').Config
 
 def class_for(
@@ -44,7 +45,9 @@ def load_config(
     path = find_config(name)
     values = read_yaml(path)
     cfg = build_config(class_for(values, path), values, list(overrides), str(path), prog)
-    if cfg.system!=values['system']: raise ConfigError(f"command line: 'system' is {values['system']} in {path} and cannot be another; choose a configuration of {cfg.system}")
+    if cfg.system!=values['system']:
+        raise ConfigError(f"command line: 'system' is {values['system']} in {path} and cannot be another; choose a "
+                          f"configuration of {cfg.system}")
     return cfg
 
 # %% ../../nbs/systems/59_registry.ipynb #f546052e
@@ -62,7 +65,9 @@ def load_run(
     run = Path(run)
     folder = find_checkpoint(run, 'last' if which=='best' and run.is_dir() and not (run/'best').exists() else which)
     config = run/'config.yaml'
-    if not config.is_file(): raise CheckpointError(f'{run}: holds no config.yaml, so it is no run folder; give a folder that `vadnb train` made')
+    if not config.is_file():
+        raise CheckpointError(f'{run}: holds no config.yaml, so it is no run folder; give a folder that `vadnb train` '
+                              'made')
     cfg = load_config(config, list(overrides))
     known = run/'architecture.json'
     # the weights of the checkpoint are all that is needed: those that training started from may be gone

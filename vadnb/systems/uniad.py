@@ -120,12 +120,24 @@ class Config(RunConfig):
         for section,key,holds,says in [('data', 'size', pair(d.size), 'a height and a width'), ('data', 'hold_out', 0<d.hold_out<1, 'between 0 and 1'), ('data', 'folder_test', 0<d.folder_test<1, 'between 0 and 1'),
                 ('data', 'cache_gb', d.cache_gb>0, 'above 0'), ('data', 'classes', d.classes is None or len(d.classes)>0, 'null or at least one class'), ('model', 'strides', bool(m.strides) and m.strides==sorted(set(m.strides)), 'rising pixels per place'),
                 ('model', 'neighbor_size', pair(m.neighbor_size), 'a height and a width'), ('model', 'outstride', m.outstride>0, 'above 0'), ('score', 'pool', pair(s.pool) and s.pool[0]<=d.size[0] and s.pool[1]<=d.size[1], 'a height and a width within data.size'),
-                ('score', 'limit', 0<s.limit<=1, 'above 0 and at most 1'), ('score', 'false_alarm_rate', 0<s.false_alarm_rate<1, 'between 0 and 1'), ('score', 'pixel_rate', 0<s.pixel_rate<1, 'between 0 and 1'), ('score', 'exact_pixels', s.exact_pixels>=0, '0 or more'), ('score', 'batch_size', s.batch_size>=1, '1 or more')]:
-            if not holds: raise ConfigError(f"'{section}.{key}' must be {says}, found {getattr(getattr(self, section), key)!r}")
-        if m.weights and m.start=='data': raise ConfigError("'model.start' is data and 'model.weights' is set, which would be shifted and scaled away; set one of them")
-        if not m.pretrained and m.backbone_weights: raise ConfigError("'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them")
-        if self.train.on_bad_sample=='skip' and (d.cache in ('memory', 'disk') or m.start=='data'): raise ConfigError(f"'train.on_bad_sample' is skip, and {'data.cache '+d.cache if d.cache in ('memory', 'disk') else 'model.start data'} has to read every image before training; set 'data.cache' to off and 'model.start' to xavier, or repair the images")
-        if d.cache not in ('auto', 'disk') and d.cache_folder: raise ConfigError(f"'data.cache_folder' is set but 'data.cache' is {d.cache}, so nothing would be written there; remove one of them")
+                ('score', 'limit', 0<s.limit<=1, 'above 0 and at most '
+                 '1'), ('score', 'false_alarm_rate', 0<s.false_alarm_rate<1, 'between 0 and 1'), ('score', 'pixel_rate', 0<s.pixel_rate<1, 'between 0 and 1'), ('score', 'exact_pixels', s.exact_pixels>=0, '0 or more'), ('score', 'batch_size', s.batch_size>=1, '1 or more')]:
+            if not holds:
+                raise ConfigError(f"'{section}.{key}' must be {says}, found {getattr(getattr(self, section), key)!r}")
+        if m.weights and m.start=='data':
+            raise ConfigError("'model.start' is data and 'model.weights' is set, which would be shifted and scaled "
+                              "away; set one of them")
+        if not m.pretrained and m.backbone_weights:
+            raise ConfigError("'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read "
+                              "it; set one of them")
+        if self.train.on_bad_sample=='skip' and (d.cache in ('memory', 'disk') or m.start=='data'):
+            raise ConfigError("'train.on_bad_sample' is skip, and "
+                              f"{'data.cache '+d.cache if d.cache in ('memory', 'disk') else 'model.start data'} has "
+                              "to read every image before training; set 'data.cache' to off and 'model.start' to "
+                              "xavier, or repair the images")
+        if d.cache not in ('auto', 'disk') and d.cache_folder:
+            raise ConfigError(f"'data.cache_folder' is set but 'data.cache' is {d.cache}, so nothing would be written "
+                              "there; remove one of them")
         for key,check in (*(('data.size', lambda s=s: feature_size(d.size, s)) for s in (m.outstride, *m.strides)), ('model.neighbor_size', lambda: any(m.neighbor_masks) and neighbor_mask(feature_size(d.size, m.outstride), m.neighbor_size))):
             # the parts name their own arguments; a user knows keys
             try: check()
@@ -144,7 +156,8 @@ def read_weights(
     from safetensors.torch import load_file
     try: return load_file(path)
     except FileNotFoundError: raise CheckpointError(f'{path}: no such file; check the path') from None
-    except (SafetensorError, OSError) as e: raise CheckpointError(f'{path}: damaged or no safetensors file ({e}); copy it again') from None
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f'{path}: damaged or no safetensors file ({e}); copy it again') from None
 
 def make_backbone(
     cfg:Config, # which backbone, and where its weights are
@@ -152,19 +165,26 @@ def make_backbone(
 )->Backbone:
     "The frozen backbone with its weights. Raises `CheckpointError` when they are not those of the stored run"
     m,stored = cfg.model, bool(architecture and architecture['stored'])
-    if architecture and m.backbone!=architecture['backbone']: raise CheckpointError(f"'model.backbone' is {m.backbone}, the run was trained with {architecture['backbone']}; set it back")
+    if architecture and m.backbone!=architecture['backbone']:
+        raise CheckpointError(f"'model.backbone' is {m.backbone}, the run was trained with {architecture['backbone']}; "
+                              "set it back")
     fetch = m.pretrained and not m.backbone_weights and not stored
     # what the hub's client says of its attempts would bury the one line of the error
     logging.getLogger('huggingface_hub').setLevel(logging.CRITICAL)
     try: res = Backbone(m.backbone, m.strides, fetch)
     except ConfigError as e:
-        if fetch and 'cannot make' in str(e): raise ConfigError(f"{e}; without a network, give timm's file of it: --model.backbone_weights FILE") from None
+        if fetch and 'cannot make' in str(e):
+            raise ConfigError(f"{e}; without a network, give timm's file of it: --model.backbone_weights "
+                              "FILE") from None
         raise
     if m.backbone_weights and not stored:
         try: res.load(read_weights(m.backbone_weights))
-        except CheckpointError as e: raise CheckpointError(str(e).replace('backbone_weights: ', f'{m.backbone_weights}: ', 1)) from None
+        except CheckpointError as e:
+            raise CheckpointError(str(e).replace('backbone_weights: ', f'{m.backbone_weights}: ', 1)) from None
     if architecture and not stored and res.digest()!=architecture['digest']:
-        raise CheckpointError(f"the weights of {m.backbone} are not those this run was trained with (digest {res.digest()} instead of {architecture['digest']}); give the file they came from with --model.backbone_weights")
+        raise CheckpointError(f"the weights of {m.backbone} are not those this run was trained with (digest "
+                              f"{res.digest()} instead of {architecture['digest']}); give the file they came from with "
+                              "--model.backbone_weights")
     return res
 
 # %% ../../nbs/systems/62_uniad.ipynb #a1cc5bf9
@@ -181,12 +201,14 @@ class UniADSystem(System):
         names = 'hidden_dim nhead num_encoder_layers num_decoder_layers dim_feedforward dropout activation normalize_before pos_embed_type neighbor_size neighbor_masks jitter_scale jitter_prob'
         self.head = UniAD(sum(self.backbone.channels), m.outstride, feature_size(cfg.data.size, m.outstride), **{k: getattr(m, k) for k in names.split()})
         self.criterion = Criterion(cfg.loss.criterion)
-        for k in ('mean', 'std'): self.register_buffer(k, 255*torch.tensor(getattr(self.backbone, k))[:,None,None], persistent=False)
+        for k in ('mean', 'std'):
+            self.register_buffer(k, 255*torch.tensor(getattr(self.backbone, k))[:,None,None], persistent=False)
         self.architecture = dict(backbone=m.backbone, stored=not m.pretrained, digest=self.backbone.digest(), classes=(architecture or {}).get('classes'))
         self.unused_weights = []
         if m.weights and not architecture:
             try: self.unused_weights = self.head.load_reference(read_weights(m.weights))
-            except CheckpointError as e: raise CheckpointError(str(e).replace('state dict: ', f'{m.weights}: ', 1)) from None
+            except CheckpointError as e:
+                raise CheckpointError(str(e).replace('state dict: ', f'{m.weights}: ', 1)) from None
         if m.pretrained:
             self.register_state_dict_post_hook(without_backbone)
             self.register_load_state_dict_post_hook(backbone_is_there)
@@ -196,13 +218,19 @@ class UniADSystem(System):
     def graph(self): return Map(self.head), (torch.zeros(1, sum(self.backbone.channels), *self.head.feature_size),)
     def check_architecture(self, known, where):
         "A head belongs to the features it was trained on"
-        if known['digest']!=self.architecture['digest']: raise CheckpointError(f"{where}: this run was trained with a backbone of digest {known['digest']} ({known['backbone']}), the present one has {self.architecture['digest']} ({self.architecture['backbone']}); give the weights it came from with --model.backbone_weights, the seed it was drawn with, or another --name")
-    def health_checks(self): return [c() for c in (CopyingCheck, BackboneCheck, ProtocolCheck, UnmaskedCheck, StartCheck)]
+        if known['digest']!=self.architecture['digest']:
+            raise CheckpointError(f"{where}: this run was trained with a backbone of digest {known['digest']} "
+                                  f"({known['backbone']}), the present one has {self.architecture['digest']} "
+                                  f"({self.architecture['backbone']}); give the weights it came from with "
+                                  "--model.backbone_weights, the seed it was drawn with, or another --name")
+    def health_checks(self):
+        return [c() for c in (CopyingCheck, BackboneCheck, ProtocolCheck, UnmaskedCheck, StartCheck)]
 
 # the signatures are torch's
 def without_backbone(module, state, prefix, local_metadata):
     for k in [k for k in state if k.startswith(f'{prefix}backbone.')]: del state[k]
-def backbone_is_there(module, incompatible): incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if not k.startswith('backbone.')]
+def backbone_is_there(module, incompatible):
+    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if not k.startswith('backbone.')]
 
 class Map(nn.Module):
     "The head alone, from features to map: what TensorBoard draws"
@@ -243,7 +271,9 @@ def sources(self:UniADSystem):
     "Where training and test images are described. Raises `DataError` when nothing is there"
     d,root = self.cfg.data, Path(self.cfg.data_root)
     source = root/d.train
-    if not source.exists() and not d.test: raise DataError(f"{source}: no such list of images; name one with --data.train: JSON lines, VisA's table, an MVTec tree ('.' when data_root is one), or a folder that holds `good`")
+    if not source.exists() and not d.test:
+        raise DataError(f"{source}: no such list of images; name one with --data.train: JSON lines, VisA's table, an "
+                        "MVTec tree ('.' when data_root is one), or a folder that holds `good`")
     # JSON lines hold one half only
     return source, root/d.test if d.test else source if source.is_dir() or source.suffix.lower()=='.csv' else None
 
@@ -251,7 +281,8 @@ def sources(self:UniADSystem):
 def half(self:UniADSystem, source, split):
     "The records of one half, the chosen classes of them, and the folder that their names start from"
     d = self.cfg.data
-    if (source/d.good).is_dir() and not (source/'train').is_dir(): found = hold_out(read_folder(source, d.good), d.folder_test, self.cfg.seed)[split=='test']
+    if (source/d.good).is_dir() and not (source/'train').is_dir():
+        found = hold_out(read_folder(source, d.good), d.folder_test, self.cfg.seed)[split=='test']
     else: found = read_split(source, split)
     chosen = choose_classes(found, d.classes) if split=='train' else [r for r in found if d.classes is None or r.cls in d.classes]
     return chosen, source if source.is_dir() else Path(self.cfg.data_root)
@@ -267,7 +298,8 @@ def records(self:UniADSystem):
     if place not in (root, None):
         known = {(root/r.name).resolve() for r in train}
         for r in test:
-            if (place/r.name).resolve() in known: raise DataError(f"{r.where}, filename: '{r.name}' is a training image too; take it out of one list")
+            if (place/r.name).resolve() in known:
+                raise DataError(f"{r.where}, filename: '{r.name}' is a training image too; take it out of one list")
     return train, test, root, place
 
 @patch
@@ -282,10 +314,14 @@ def datasets(self:UniADSystem):
     d = self.cfg.data
     train,test,root,place = self.records()
     self.architecture['classes'] = class_names(train)
-    if d.protocol=='paper' and not test: raise ConfigError("'data.protocol' is paper, which chooses on the test set, and there is none; name it with data.test, or use held_out")
+    if d.protocol=='paper' and not test:
+        raise ConfigError("'data.protocol' is paper, which chooses on the test set, and there is none; name it with "
+                          "data.test, or use held_out")
     self.unmasked = [r.name for r in test if r.label and r.mask is None]
     metric = self.cfg.train.metric or self.metric
-    if d.protocol=='paper' and not metric.startswith('image') and len(self.unmasked)==sum(r.label for r in test): raise ConfigError(f"'train.metric' is {metric}, and no defective image of the test set has a mask, so it is not defined; use --train.metric image_auroc")
+    if d.protocol=='paper' and not metric.startswith('image') and len(self.unmasked)==sum(r.label for r in test):
+        raise ConfigError(f"'train.metric' is {metric}, and no defective image of the test set has a mask, so it is "
+                          "not defined; use --train.metric image_auroc")
     if d.protocol=='held_out': train,held = hold_out(train, d.hold_out, self.cfg.seed)
     self.train_data = self.keep(self.images(train, root, hflip=d.hflip, vflip=d.vflip, rotate=d.rotate), 'training')
     if self.cfg.model.start=='data': self.start_from_data()
@@ -300,7 +336,9 @@ def valid_data(self:UniADSystem):
     if not test or not self.architecture['classes']:
         train,root = self.half(source, 'train')
         self.architecture['classes'] = self.architecture['classes'] or class_names(train)
-    if test and (lost := sorted({*self.architecture['classes']}-{r.cls for r in test}) if self.cfg.data.classes is None else []): warnings.warn(f"the test set has no image of {', '.join(lost)}, which the model has learned; the mean is over the other classes", MetricWarning)
+    if test and (lost := sorted({*self.architecture['classes']}-{r.cls for r in test}) if self.cfg.data.classes is None else []):
+        warnings.warn(f"the test set has no image of {', '.join(lost)}, which the model has learned; the mean is over "
+                      "the other classes", MetricWarning)
     self.valid = self.images(test, place) if test else PlantedDefects(self.images(hold_out(train, self.cfg.data.hold_out, self.cfg.seed)[1], root), self.cfg.seed)
     return self.valid
 
@@ -357,7 +395,8 @@ class Seen:
 
     def __len__(self): return len(self.names)
     def add(self, name, map, label, mask, cls):
-        for k,v in (('names', name), ('maps', map), ('labels', label), ('masks', mask if self.counted is None else None), ('classes', cls)): getattr(self, k).append(v)
+        for k,v in (('names', name), ('maps', map), ('labels', label), ('masks', mask if self.counted is None else None), ('classes', cls)):
+            getattr(self, k).append(v)
 
 @patch
 @torch.no_grad()
@@ -381,7 +420,8 @@ def scan(self:UniADSystem,
 ):
     "Look at every image of a loader once"
     seen = Seen()
-    if n is not None: seen.counted,seen.nothing = None if n*math.prod(self.cfg.data.size)<=self.cfg.score.exact_pixels else self.counter(), self.counter(18)
+    if n is not None:
+        seen.counted,seen.nothing = None if n*math.prod(self.cfg.data.size)<=self.cfg.score.exact_pixels else self.counter(), self.counter(18)
     for batch in loader:
         known,labels = batch['has_mask'].tolist(), batch['label'].tolist()
         for i,(m,length,mask) in enumerate(zip(*(x.numpy() for x in self.look(self.features(batch))), batch['mask'].cpu().numpy())):
@@ -449,11 +489,15 @@ def calibrate(self:UniADSystem,
 @patch
 def calibrated(self:UniADSystem)->Calibration:
     "What good images scored. Raises `CheckpointError` when none was looked at, `ConfigError` when it was another kind of score"
-    if self.calibration is None: raise CheckpointError('there are no thresholds, because no evaluation has calibrated this model; load a run that was evaluated in training, or call datasets() and evaluate() first')
+    if self.calibration is None:
+        raise CheckpointError('there are no thresholds, because no evaluation has calibrated this model; load a run '
+                              'that was evaluated in training, or call datasets() and evaluate() first')
     s,held = self.cfg.score, dict(self.calibration)
     was,now = held.pop('score', None), [s.image_score, *s.pool]
     # a threshold for one kind of score says nothing about another
-    if was!=now: raise ConfigError(f"'score.image_score' and 'score.pool' are {now}, but the thresholds were set for {was}; set them back, or train with them")
+    if was!=now:
+        raise ConfigError(f"'score.image_score' and 'score.pool' are {now}, but the thresholds were set for {was}; set "
+                          "them back, or train with them")
     return Calibration.from_state(held)
 
 @patch
@@ -477,7 +521,8 @@ def evaluate_fully(self:UniADSystem, loader):
     res = self.results(seen)
     if self.calibration is None: return res
     if self.calibration.get('score')!=[self.cfg.score.image_score, *self.cfg.score.pool]:
-        warnings.warn('false alarm rate and detection rate are left out: the stored thresholds are for scores of another kind (score.image_score, score.pool)', MetricWarning)
+        warnings.warn('false alarm rate and detection rate are left out: the stored thresholds are for scores of '
+                      'another kind (score.image_score, score.pool)', MetricWarning)
         return res
     above,labels = np.array([self.image_score(m) for m in seen.maps])>self.thresholds().image, np.array(seen.labels)
     rates = (('false_alarm_rate', above[labels==0]), ('detection_rate', above[labels==1]))
@@ -518,38 +563,55 @@ class CopyingCheck(Check):
     def before_fit(self):
         m = self.learner.cfg.model
         off = [k for k,is_off in (('neighbor_masks', not all(m.neighbor_masks)), ('jitter_scale', not (m.jitter_scale and m.jitter_prob))) if is_off]
-        if not any(m.neighbor_masks) and len(off)==2: self.find('warning', 'model.neighbor_masks and model.jitter_scale are all off: the shortest way to a small loss is to copy the features, defects included; switch one of them on', key='both')
-        elif off: self.find('note', f"model.{' and model.'.join(off)} {'are' if off[1:] else 'is'} not as in UniAD, which uses both against copying", key='one', settings=off)
+        if not any(m.neighbor_masks) and len(off)==2:
+            self.find('warning', 'model.neighbor_masks and model.jitter_scale are all off: the shortest way to a small '
+                      'loss is to copy the features, defects included; switch one of them on', key='both')
+        elif off:
+            self.find('note', f"model.{' and model.'.join(off)} {'are' if off[1:] else 'is'} not as in UniAD, which "
+                      "uses both against copying", key='one', settings=off)
 
 class BackboneCheck(Check):
     "A backbone of random weights, or one that training has changed"
     code,what = 'backbone', 'the backbone is pretrained, and training leaves it as it is'
     def before_fit(self):
-        if not self.learner.cfg.model.pretrained: self.find('note', f'the backbone {self.learner.cfg.model.backbone} has random weights (model.pretrained false): figures say nothing about UniAD; use pretrained ones for anything but a test', key='random')
+        if not self.learner.cfg.model.pretrained:
+            self.find('note', f'the backbone {self.learner.cfg.model.backbone} has random weights (model.pretrained '
+                      'false): figures say nothing about UniAD; use pretrained ones for anything but a '
+                      'test', key='random')
         self.before = self.total()
-    def total(self): return [p.double().sum().item() for p in (*self.learner.system.backbone.parameters(), *self.learner.system.backbone.buffers())]
+    def total(self):
+        return [p.double().sum().item() for p in (*self.learner.system.backbone.parameters(), *self.learner.system.backbone.buffers())]
     def after_fit(self):
-        if self.total()!=self.before or self.learner.system.backbone.net.training: self.find('fault', 'the frozen backbone was changed by training, so that cached features are no longer its own; keep its parameters out of the optimizer and in eval mode', key='changed')
+        if self.total()!=self.before or self.learner.system.backbone.net.training:
+            self.find('fault', 'the frozen backbone was changed by training, so that cached features are no longer its '
+                      'own; keep its parameters out of the optimizer and in eval mode', key='changed')
 
 class ProtocolCheck(Check):
     "A checkpoint that test labels chose"
     code,what = 'protocol', 'no test label takes part in choosing the checkpoint'
     def before_fit(self):
-        if self.learner.cfg.data.protocol=='paper': self.find('note', "data.protocol is paper: the best checkpoint is chosen on the test set, as the official code does, so its figures are better than those of new images; report the last checkpoint, or use held_out")
+        if self.learner.cfg.data.protocol=='paper':
+            self.find('note', "data.protocol is paper: the best checkpoint is chosen on the test set, as the official "
+                      "code does, so its figures are better than those of new images; report the last checkpoint, or "
+                      "use held_out")
 
 class UnmaskedCheck(Check):
     "Defective images without a mask"
     code,what = 'no_mask', 'every defective test image has a mask'
     def before_fit(self):
         names = self.learner.system.unmasked
-        if names: self.find('note', f'{len(names)} defective images have no mask ({names[0]}): they count in image metrics and are left out of pixel metrics', names=names[:50])
+        if names:
+            self.find('note', f'{len(names)} defective images have no mask ({names[0]}): they count in image metrics '
+                      'and are left out of pixel metrics', names=names[:50])
 
 class StartCheck(Check):
     "Weights to start from that found no place"
     code,what = 'unused_weights', 'every tensor of the weights that training starts from has a place in the model'
     def before_fit(self):
         names = [n for n in self.learner.system.unused_weights if 'backbone.' not in n]
-        if names: self.find('note', f"{len(names)} tensors of {self.learner.cfg.model.weights} have no place in this model and were left out ({', '.join(names[:3])}{', …' if names[3:] else ''})", names=names)
+        if names:
+            self.find('note', f"{len(names)} tensors of {self.learner.cfg.model.weights} have no place in this model "
+                      f"and were left out ({', '.join(names[:3])}{', …' if names[3:] else ''})", names=names)
 
 # %% ../../nbs/systems/62_uniad.ipynb #9c01e848
 @patch
@@ -578,17 +640,24 @@ def data_rows(self:UniADSystem, what, data):
     counts = data.counts()
     sums = {k: sum(c.get(k, 0) for c in counts.values()) for k in ('good', 'defective', 'unmasked')}
     listed = ', '.join(f"{c} {n['good']}+{n['defective']}" for c,n in counts.items())
-    rows = [(f'{what} images', True, f"{sums['good']} good and {sums['defective']} defective of {len(counts)} classes: {listed}"),
+    rows = [(f'{what} images', True, f"{sums['good']} good and {sums['defective']} defective of {len(counts)} classes: "
+             f"{listed}"),
             (f'{what} decoding', not bad, '; '.join(bad[:3])+(f'; and {len(bad)-3} more' if len(bad)>3 else '') if bad else f'all {len(data)} images and their masks can be read')]
-    if sums['unmasked']: rows.append((f'{what} masks', None, f"{sums['unmasked']} defective images have none and are left out of pixel metrics"))
+    if sums['unmasked']:
+        rows.append((f'{what} masks', None, f"{sums['unmasked']} defective images have none and are left out of pixel "
+                     "metrics"))
     return rows
 
 @patch
 def verify(self:UniADSystem):
     "Rows of (what, whether it holds, detail) for everything that can be checked before training; None is a warning"
     c,m = self.cfg, self.cfg.model
-    rows = [('backbone', True if m.pretrained else None, f"{m.backbone}, maps of strides {', '.join(map(str, self.backbone.strides))}, {sum(self.backbone.channels)} channels" + ('' if m.pretrained else ', random weights: figures will say nothing about UniAD')),
-            ('head', True, f"{sum(p.numel() for p in self.head.parameters()):,} parameters, {'x'.join(map(str, self.head.feature_size))} tokens" + (f'; {len(self.unused_weights)} tensors of {m.weights} unused' if self.unused_weights else ''))]
+    rows = [('backbone', True if m.pretrained else None, f"{m.backbone}, maps of strides "
+             f"{', '.join(map(str, self.backbone.strides))}, {sum(self.backbone.channels)} "
+             "channels" + ('' if m.pretrained else ', random weights: figures will say nothing about UniAD')),
+            ('head', True, f"{sum(p.numel() for p in self.head.parameters()):,} parameters, "
+             f"{'x'.join(map(str, self.head.feature_size))} "
+             "tokens" + (f'; {len(self.unused_weights)} tensors of {m.weights} unused' if self.unused_weights else ''))]
     quiet = replace(c.data, cache='off', hflip=0., vflip=0., rotate=False)
     try:
         self.cfg = replace(c, data=quiet, train=replace(c.train, progress=False))
@@ -597,8 +666,13 @@ def verify(self:UniADSystem):
     except VadnbError as e: return [*rows, ('lists', False, str(e))]
     finally: self.cfg = c
     rows += [*self.data_rows('training', train), *self.data_rows('validation', valid)]
-    rows.append(('protocol', True if c.data.protocol=='held_out' else None, 'the best checkpoint is chosen on held-out good images with planted defects' if c.data.protocol=='held_out' else 'the best checkpoint is chosen on the test set, as in the paper'))
-    if c.data.protocol=='held_out': rows.append(('test images', True if test else None, f'{len(test)}, for vadnb eval' if test else 'none; vadnb eval will use the held-out ones'))
+    rows.append(('protocol', True if c.data.protocol=='held_out' else None, 'the best checkpoint is chosen on held-out '
+                 'good images with planted '
+                 'defects' if c.data.protocol=='held_out' else 'the best checkpoint is chosen on the test set, as in '
+                 'the paper'))
+    if c.data.protocol=='held_out':
+        rows.append(('test images', True if test else None, f'{len(test)}, for vadnb '
+                     'eval' if test else 'none; vadnb eval will use the held-out ones'))
     rows.append(('steps', *self.step_row(train)))
     if all(ok for what,ok,_ in rows if what.endswith('decoding')): rows.append(('one batch', *self.batch_row(train)))
     return rows
@@ -617,5 +691,6 @@ def step_row(self:UniADSystem, train):
 @patch
 def batch_row(self:UniADSystem, train):
     "One training batch through the whole path"
-    with torch.no_grad(): loss = self.loss(collate([train[i] for i in range(min(self.cfg.train.batch_size, len(train)))]))['loss'].item()
+    with torch.no_grad():
+        loss = self.loss(collate([train[i] for i in range(min(self.cfg.train.batch_size, len(train)))]))['loss'].item()
     return math.isfinite(loss), f'loss {loss:.4g}'

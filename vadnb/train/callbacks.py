@@ -256,9 +256,12 @@ class Progress(Callback):
         if row['kind']=='train':
             rate = max(v for k,v in row.items() if k.startswith('lr/'))
             says = f"loss {row['loss']:.4g}, lr {rate:.2g}, data wait {row['data_wait']:.0%}"
-            if self.bar.disable: print(f"{self.learner.cfg.name} step {row['step']}/{self.learner.total_steps}: {says}", file=sys.stderr)
+            if self.bar.disable:
+                print(f"{self.learner.cfg.name} step {row['step']}/{self.learner.total_steps}: {says}", file=sys.stderr)
             else: self.bar.set_postfix_str(says)
-        elif row['kind']=='valid': self.learner.say(f"step {row['step']}: " + ', '.join(f'{k} {v:.4g}' for k,v in row.items() if isinstance(v, float) and k!='epoch' and '/' not in k))
+        elif row['kind']=='valid':
+            self.learner.say(f"step {row['step']}: "
+                             "" + ', '.join(f'{k} {v:.4g}' for k,v in row.items() if isinstance(v, float) and k!='epoch' and '/' not in k))
 
     def after_fit(self):
         if self.bar is not None: self.bar.close()
@@ -297,7 +300,9 @@ class Trackers(Callback):
     def writing(self):
         "A disk that refuses is the user's to mend"
         try: yield
-        except OSError as e: raise CheckpointError(f"{self.learner.run}: trackers cannot write ({e.strerror or e}); free some space, or train without them: --train.trackers []") from None
+        except OSError as e:
+            raise CheckpointError(f"{self.learner.run}: trackers cannot write ({e.strerror or e}); free some space, or "
+                                  "train without them: --train.trackers []") from None
 
     def send(self, row):
         if row['kind'] not in ('train', 'valid'): return
@@ -309,7 +314,8 @@ class Trackers(Callback):
         L = self.learner
         images = {f'pictures/{p.stem}': np.asarray(Image.open(p).convert('RGB'))[None] for p in L.pictures}
         with self.writing():
-            for tracker in L.accelerator.trackers: tracker.log_images(images, step=L.step, **(dict(dataformats='NHWC') if tracker.name=='tensorboard' else {}))
+            for tracker in L.accelerator.trackers:
+                tracker.log_images(images, step=L.step, **(dict(dataformats='NHWC') if tracker.name=='tensorboard' else {}))
 
     def draw_graph(self):
         L = self.learner
@@ -322,7 +328,9 @@ class Trackers(Callback):
             try: add_graph(board.writer, module, tuple(x.to(L.device) for x in inputs)); board.writer.flush()
             except OSError: raise
             # a model that the tracer cannot follow trains all the same, whatever it stumbled over
-            except Exception as e: L.note(f"TensorBoard gets no graph: {type(e).__name__}: {(str(e).strip() or '?').splitlines()[0][:200]}")
+            except Exception as e:
+                L.note(f"TensorBoard gets no graph: {type(e).__name__}: "
+                       f"{(str(e).strip() or '?').splitlines()[0][:200]}")
 
     def after_fit(self):
         # `end_training` would also take down the process group, which is not ours to end

@@ -36,7 +36,8 @@ def split_tree(
         return ({str(k): s for k,s,_ in parts} if isinstance(tree, dict) else [s for _,s,_ in parts]), tensors
     if isinstance(tree, float) and not math.isfinite(tree): return {'$float': str(tree)}, {}
     if tree is None or isinstance(tree, (bool, int, float, str)): return tree, {}
-    raise TypeError(f'state at {path or "the root"} is {type(tree).__name__}; keep tensors, numbers, text, lists and dicts')
+    raise TypeError(f'state at {path or "the root"} is {type(tree).__name__}; keep tensors, numbers, text, lists and '
+                    'dicts')
 
 def join_tree(
     skeleton, # from `split_tree`
@@ -93,11 +94,15 @@ def load_optimizer_state(
     state:dict, # from `optimizer_state`
 ):
     "Restore moments by name; groups keep the rates and decays of the present configuration"
-    if state['name']!=type(optimizer).__name__: raise CheckpointError(f"the checkpoint holds the state of {state['name']}, the configuration asks for {type(optimizer).__name__}; set 'optim.name' back, or start a run of another --name")
+    if state['name']!=type(optimizer).__name__:
+        raise CheckpointError(f"the checkpoint holds the state of {state['name']}, the configuration asks for "
+                              f"{type(optimizer).__name__}; set 'optim.name' back, or start a run of another --name")
     names = {id(p): n for n,p in module.named_parameters()}
     params = [p for g in optimizer.param_groups for p in g['params']]
     unknown = set(state['state'])-{names[id(p)] for p in params}
-    if unknown: raise CheckpointError(f"optimizer state holds {len(unknown)} parameters that the model does not train, such as '{sorted(unknown)[0]}'; resume with the configuration the run was started with")
+    if unknown:
+        raise CheckpointError(f"optimizer state holds {len(unknown)} parameters that the model does not train, such as "
+                              f"'{sorted(unknown)[0]}'; resume with the configuration the run was started with")
     held = {i: state['state'][names[id(p)]] for i,p in enumerate(params) if names[id(p)] in state['state']}
     now = optimizer.state_dict()
     optimizer.load_state_dict(dict(state=held, param_groups=now['param_groups']))
@@ -155,7 +160,8 @@ def save_checkpoint(
         shutil.rmtree(tmp, ignore_errors=True)
         older = checkpoint_folders(run)
         left = f'{older[-1].name} is whole and the run resumes from it' if older else 'no earlier checkpoint exists'
-        raise CheckpointError(f"{final}: cannot be written ({getattr(e, 'strerror', None) or e}); free some space or choose another --runs folder; {left}") from None
+        raise CheckpointError(f"{final}: cannot be written ({getattr(e, 'strerror', None) or e}); free some space or "
+                              f"choose another --runs folder; {left}") from None
     return final
 
 # %% ../../nbs/train/52_checkpoint.ipynb #ee431dd4
@@ -194,7 +200,8 @@ def set_aside(
         for p in newer:
             if (old := p.with_name(f'{p.name}.abandoned')).exists(): shutil.rmtree(old)
             p.rename(old)
-    except OSError as e: raise CheckpointError(f'{p}: cannot be renamed ({e.strerror}); make the folder writable') from None
+    except OSError as e:
+        raise CheckpointError(f'{p}: cannot be renamed ({e.strerror}); make the folder writable') from None
     return [p.name for p in newer]
 
 # %% ../../nbs/train/52_checkpoint.ipynb #637b77ba
@@ -226,13 +233,15 @@ def find_checkpoint(
     "The checkpoint of a run by name; raises `CheckpointError` with what there is"
     run = Path(run)
     if (run/'model.safetensors').is_file() or run.is_dir() and re.fullmatch(r'step-\d+', run.name): return run.resolve()
-    if not run.is_dir(): raise CheckpointError(f'{run}: no such run{did_you_mean(run.name, [p.name for p in run.parent.iterdir()] if run.parent.is_dir() else [])}')
+    if not run.is_dir():
+        raise CheckpointError(f'{run}: no such run{did_you_mean(run.name, [p.name for p in run.parent.iterdir()] if run.parent.is_dir() else [])}')
     found = checkpoint_folders(run)
     if not found: raise CheckpointError(f'{run}: holds no finished checkpoint; train it first')
     if which=='last': return found[-1]
     path = (run/which).resolve() if which=='best' else run/'checkpoints'/which
     if not path.is_dir():
-        raise CheckpointError(f"{run}: no checkpoint '{which}' (there are {', '.join(p.name for p in found)}{', best' if (run/'best').exists() else ''})")
+        raise CheckpointError(f"{run}: no checkpoint '{which}' (there are "
+                              f"{', '.join(p.name for p in found)}{', best' if (run/'best').exists() else ''})")
     return path
 
 # %% ../../nbs/train/52_checkpoint.ipynb #84d60dba
@@ -244,10 +253,13 @@ def load_weights(
     "Copy a state dict into a module; raises `CheckpointError` that lists what does not fit"
     own = module.state_dict()
     missing,extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
-    shapes = [f'{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}' for k in own if k in tensors and own[k].shape!=tensors[k].shape]
+    shapes = [f'{k} {tuple(tensors[k].shape)} instead of '
+              f'{tuple(own[k].shape)}' for k in own if k in tensors and own[k].shape!=tensors[k].shape]
     def some(ks): return f"{len(ks)} ({', '.join(ks[:3])}{', …' if len(ks)>3 else ''})"
     says = [f'{what} {some(ks)}' for what,ks in [('missing', missing), ('unknown', extra), ('other shapes', shapes)] if ks]
-    if says: raise CheckpointError(f"{where}: does not fit this model: {'; '.join(says)}; use the configuration it was trained with")
+    if says:
+        raise CheckpointError(f"{where}: does not fit this model: {'; '.join(says)}; use the configuration it was "
+                              "trained with")
     module.load_state_dict(tensors)
 
 # %% ../../nbs/train/52_checkpoint.ipynb #0e13c416
@@ -257,8 +269,11 @@ def load_calibration(
 ):
     "Give a system what evaluation had found out when a checkpoint was saved; tensors are on the CPU"
     held = dict(step=None, value=None)
-    if any((Path(folder)/f'calibration.{ending}').is_file() for ending in ('safetensors', 'json')): held = read_part(folder, 'calibration')
-    if set(held)!={'step', 'value'}: raise CheckpointError(f'{folder}/calibration.json: missing or damaged; use another checkpoint, or remove calibration.safetensors too and evaluate again')
+    if any((Path(folder)/f'calibration.{ending}').is_file() for ending in ('safetensors', 'json')):
+        held = read_part(folder, 'calibration')
+    if set(held)!={'step', 'value'}:
+        raise CheckpointError(f'{folder}/calibration.json: missing or damaged; use another checkpoint, or remove '
+                              'calibration.safetensors too and evaluate again')
     system.calibration,system.calibrated_at = held['value'], held['step']
 
 # %% ../../nbs/train/52_checkpoint.ipynb #af4d1719
@@ -270,8 +285,11 @@ def lock_run(
     try:
         run.mkdir(parents=True, exist_ok=True)
         handle = open(run/'.lock', 'a')
-    except OSError as e: raise CheckpointError(f'{run}: cannot be written ({e.strerror}); choose another --runs folder') from None
+    except OSError as e:
+        raise CheckpointError(f'{run}: cannot be written ({e.strerror}); choose another --runs folder') from None
     try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: handle.close(); raise CheckpointError(f'{run}: another process is training in this folder; choose another --name or wait for it') from None
+    except OSError:
+        handle.close(); raise CheckpointError(f'{run}: another process is training in this folder; choose another '
+                                              '--name or wait for it') from None
     LOCKS.add(handle)
     return handle
