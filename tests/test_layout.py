@@ -149,3 +149,66 @@ def test_sources_name_no_machine():
     assert len(files)>40
     for p in files:
         if p!=Path(__file__).resolve(): assert not leaks(p.read_text(encoding='utf-8')), p.relative_to(root)
+
+# ---------------------------------------------------------------- readable
+# What is longer than the rules allow, counted: a figure here may only fall, and falls together with the code.
+LONG_LINES = {'vadnb.cli': 31, 'vadnb.losses.contrastive': 18, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
+              'vadnb.models.clip': 62, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
+              'vadnb.models.memory_bank': 8, 'vadnb.models.uniad': 40, 'vadnb.plots': 1, 'vadnb.systems.fgclip': 71,
+              'vadnb.systems.fgclip_health': 5, 'vadnb.systems.uniad': 43, 'vadnb.systems.uniad_pictures': 11,
+              'vadnb.train.callbacks': 5, 'vadnb.train.checkpoint': 9}
+LONG_MODULES = {'vadnb.cli': 583, 'vadnb.models.clip': 557, 'vadnb.models.uniad': 585, 'vadnb.systems.fgclip': 665,
+                'vadnb.systems.uniad': 696, 'vadnb.train.learner': 571}
+LARGE_CELLS = {'70_cli.ipynb': 2, 'losses/32_reconstruction.ipynb': 1, 'models/20_clip.ipynb': 1,
+               'models/26_uniad.ipynb': 5, 'models/27_feature_decoder.ipynb': 1, 'systems/57_fgclip_health.ipynb': 1,
+               'systems/60_fgclip.ipynb': 9, 'systems/62_uniad.ipynb': 8, 'systems/63_uniad_pictures.ipynb': 3,
+               'train/50_learner.ipynb': 2, 'train/52_checkpoint.ipynb': 1, 'train/53_callbacks.ipynb': 2}
+
+def code_lines(name):
+    "Lines of a module, without the list of public names that nbdev writes"
+    source = modules[name].read_text()
+    return re.sub(r'^__all__ = \[.*?\]$', '', source, flags=re.M | re.S).splitlines()
+
+def nodes(source): return sum(1 for _ in ast.walk(ast.parse(source)))
+def exported(name): return [s for c in cells(name) if (s := text(c['source'])).startswith('#| export')]
+
+@each_module
+def test_lines_of_at_most_120_columns(name):
+    assert sum(len(l)>120 for l in code_lines(name))==LONG_LINES.get(name, 0)
+
+@each_module
+def test_modules_below_350_lines(name):
+    n = len(modules[name].read_text().splitlines())
+    assert n==LONG_MODULES[name] if name in LONG_MODULES else n<=350
+
+@each_notebook
+def test_exported_cells_are_small(name):
+    assert sum(nodes(s)>450 for s in exported(name))==LARGE_CELLS.get(name, 0)
+
+def test_no_two_notebooks_of_a_folder_share_a_number():
+    places = [(Path(n).parent, m[1]) for n in notebooks if (m := re.match(r'(\d+)_', Path(n).name))]
+    assert len(places)==len(set(places)), sorted(str(p) for p in set(places) if places.count(p)>1)
+
+# ---------------------------------------------------------------- the spine knows no system
+SYSTEM_NAMES = re.compile(r'\b(fgclip|uniad|adatad|action_cls|FGCLIP|UniAD)\b')
+NAMELESS = ('report', 'results', 'data', 'losses', 'metrics', 'worlds')
+
+def words_of_code(source):
+    "Names and texts of a module outside of comments and docstrings"
+    tree = ast.parse(source)
+    said = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and n.body and isinstance(n.body[0], ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said: yield node.value
+        for field in ('id', 'attr', 'name', 'arg', 'module'):
+            if isinstance(value := getattr(node, field, None), str): yield value
+
+@pytest.mark.parametrize('name', [m for m in modules if m.split('.')[1] in NAMELESS])
+def test_no_system_is_named(name):
+    assert not [w for w in words_of_code(modules[name].read_text()) if SYSTEM_NAMES.search(w)]
+
+def test_a_name_of_a_system_is_seen():
+    for code in ("x = 'fgclip_demo uniad'", 'def uniad(): pass', 'from vadnb.systems.fgclip import Config', 'f(adatad=1)'):
+        assert any(map(SYSTEM_NAMES.search, words_of_code(code))), code
+    for code in ("'of uniad'", 'def f():\n    "as UniAD does"', '# fgclip', "x = 'unianimous'"):
+        assert not any(map(SYSTEM_NAMES.search, words_of_code(code))), code
