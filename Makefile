@@ -3,8 +3,10 @@
 # there is none the newest Python from 3.13 down to 3.11. Another PYTHON makes the environment anew.
 BIN := .venv/bin
 PYTHON ?=
-FOUND := $(shell tools/python.sh $(or $(PYTHON),$(wildcard $(BIN)/python)))
-VERSION := $(if $(FOUND),$(shell $(FOUND) -c 'import platform; print(platform.python_version())'))
+# an environment that runs and can install is kept; a dead or half-made one is made anew
+WHOLE := $(shell $(BIN)/python -m pip --version >/dev/null 2>&1 && echo $(BIN)/python)
+FOUND := $(if $(PYTHON)$(if $(WHOLE),,none),$(shell tools/python.sh "$(PYTHON)"),$(WHOLE))
+VERSION := $(if $(FOUND),$(shell "$(FOUND)" -c 'import platform; print(platform.python_version())'))
 READY := .venv/.ready-$(VERSION)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -17,8 +19,8 @@ install: $(READY)
 $(READY): settings.ini setup.py locks/dev.txt locks/fastcore2.txt
 	@test -n "$(VERSION)"
 	@echo "vadnb: installing with $(FOUND) (Python $(VERSION))"
-	@if [ "$$($(BIN)/python -c 'import platform; print(platform.python_version())' 2>&1)" != "$(VERSION)" ]; then \
-	    rm -rf .venv && $(FOUND) -m venv .venv; fi
+	@if [ -z "$(WHOLE)" ] || [ "$$($(BIN)/python -c 'import platform; print(platform.python_version())')" != "$(VERSION)" ]; \
+	    then "$(FOUND)" -m venv --clear .venv; fi
 	$(BIN)/python -m pip install -q "uv>=0.5"
 	$(BIN)/uv pip install -q --python $(BIN)/python -r locks/dev.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .

@@ -1,6 +1,7 @@
 "The reader on real clips, on odd containers, on damage, and inside the machinery around it"
 import json, os, pickle, subprocess, sys, tracemalloc
 from pathlib import Path
+import av # before decord, whose libraries would take the place of its own
 import numpy as np
 import pytest
 from vadnb.core import VideoError

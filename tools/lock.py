@@ -4,7 +4,7 @@
     python tools/lock.py --check    the lock is in step with settings.ini; needs no network
 
 One lock serves every Python and platform: a line may end with the marker of those it is for. Users are not bound by it."""
-import hashlib, re, shlex, subprocess, sys
+import hashlib, re, shlex, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 from packaging.markers import default_environment
@@ -28,12 +28,14 @@ def wanted():
 
 def digest(lines):
     "Of what was asked for, however it is spaced"
-    return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:16]
+    asked = [*sorted(lines), settings()['min_python']]
+    return hashlib.sha256('\n'.join(asked).encode()).hexdigest()[:16]
 
 def resolve(lines, path, *words):
     "Let uv choose the newest versions and write them to `path`"
     cmd = ['uv', 'pip', 'compile', '-', '--universal', '--python-version', settings()['min_python'], '--no-header', '--no-annotate',
            '--quiet', '--upgrade', *words]
+    if not shutil.which('uv'): sys.exit('tools/lock.py needs uv: pip install uv')
     done = subprocess.run(cmd, input='\n'.join(lines), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f'tools/lock.py: uv could not resolve the requirements:\n{done.stderr}')
@@ -44,7 +46,10 @@ def resolve(lines, path, *words):
 def pins(path):
     "The `name==version ; marker` lines of a lock"
     lines = [l.strip() for l in path.read_text().splitlines() if l.strip() and not l.startswith('#')]
-    return [Requirement(l) for l in lines]
+    res = [Requirement(l) for l in lines]
+    for r in res:
+        if [s.operator for s in r.specifier]!=['==']: raise InvalidRequirement(f'{r} states no single version')
+    return res
 
 def environments():
     "What markers may ask about: every Python and platform that is supported"
@@ -76,8 +81,9 @@ def check():
         if not path.is_file(): sys.exit(f'{place} is missing; `make lock` makes it')
         said = re.match(r'#.* asked: (\w+)', path.read_text())
         try: found = list(faults(lines, pins(path), said and said[1]))
-        except (InvalidRequirement, StopIteration) as e: sys.exit(f'{place} holds a line that is no pin ({e}); `make lock` renews it')
-        if found: sys.exit(f"{place} {'; it '.join(dict.fromkeys(found))}; `make lock` renews it")
+        except InvalidRequirement as e: sys.exit(f'{place} holds a line that is no pin ({e}); `make lock` renews it')
+        more = f' (and {len(found)-4} more)' if len(found)>4 else ''
+        if found: sys.exit(f"{place} {'; it '.join(found[:4])}{more}; `make lock` renews it")
     print('locks in step with settings.ini')
 
 if __name__=='__main__':

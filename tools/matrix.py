@@ -3,7 +3,7 @@ oldest dependencies that settings.ini allows. Each runs in an environment of its
 
     python tools/matrix.py                                         all of it
     python tools/matrix.py --python 3.12 --dependencies locked     one Python, one choice: newest | oldest | locked"""
-import argparse, json, os, re, shlex, subprocess, sys, time
+import argparse, json, os, re, shlex, shutil, subprocess, sys, time
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def interpreters(wanted):
     ask = 'import sys; print("%d.%d" % sys.version_info[:2])'
     found = {subprocess.run([p, '-c', ask], capture_output=True, text=True, check=True).stdout.strip(): p for p in lines}
     if lost := [v for v in wanted if v not in found]:
-        sys.exit(f"no Python {', '.join(lost)} was found; there are {', '.join(found)} (uv python install {lost[0]})")
+        sys.exit(f"no Python {', '.join(lost)} was found; there are {', '.join(found) or 'none'} (uv python install {lost[0]})")
     return {v: p for v,p in found.items() if not wanted or v in wanted}
 
 def install(python, place, dependencies, log):
@@ -55,11 +55,11 @@ def one(version, python, dependencies):
         row['versions'] = {p['name'].lower(): p['version'] for p in json.loads(listed.stdout)}
         env = os.environ|dict(PATH=f"{place/'bin'}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS='1', VIRTUAL_ENV=str(place))
         def run(*words): return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, cwd=root, env=env).returncode
-        notebooks = run('nbdev_test', '--timing')
+        notebooks = run('timeout', '3000', 'nbdev_test', '--timing')
         tests = run('python', '-m', 'pytest', '-q', '-n', '2', '--dist', 'loadfile', 'tests')
     text = path.read_text(errors='replace')
     row['notebooks'] = 'passed' if notebooks==0 else 'failed'
-    row['tests'] = last(text, r'((?:\d+ \w+, )*\d+ passed(?:, \d+ \w+)*) in ')
+    row['tests'] = last(text, r'((?:\d+ (?:passed|failed|errors?|skipped|warnings?|deselected)(?:, )?)+) in ')
     return row|dict(passed=notebooks==0 and tests==0, minutes=f'{(time.time()-start)/60:.1f}')
 
 def table(rows):
@@ -76,6 +76,7 @@ def main():
     asked.add_argument('--python', action='append', default=[], help='3.11 | 3.12 | ...; may be given several times')
     asked.add_argument('--dependencies', choices=CHOICES, help='default: newest for all, and oldest for the oldest Python')
     args = asked.parse_args()
+    if not shutil.which('uv'): sys.exit('tools/matrix.py needs uv: pip install uv')
     found = interpreters(args.python)
     if not found: sys.exit('no Python from 3.14 down to 3.11 was found; uv python install 3.13')
     plan = [(v, args.dependencies or 'newest') for v in found]

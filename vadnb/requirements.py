@@ -18,13 +18,16 @@ def unmet(
 )->dict: # name → (version found or None, version allowed)
     "Requirements that the environment does not meet; those of other platforms and of extras are left out"
     from packaging.requirements import Requirement
+    from packaging.version import InvalidVersion, Version
     res = {}
     for r in map(Requirement, lines):
         if r.marker and not r.marker.evaluate({'extra': ''}): continue
         try: found = installed(r.name)
         except PackageNotFoundError: found = None
-        # a build from a nightly or of a vendor (2.16.0.dev1, 2.11.0+cu128) counts by its place in the order
-        if found is None or not r.specifier.contains(found, prereleases=True): res[r.name] = found,str(r.specifier)
+        # a build of a vendor or from a nightly (2.11.0a0+nv25, 2.16.0.dev1) counts as the release that it is of
+        try: fits = found is not None and r.specifier.contains(Version(found).base_version)
+        except InvalidVersion: fits = False
+        if not fits: res[r.name] = found,str(r.specifier)
     return res
 
 # %% ../nbs/03_requirements.ipynb #eaaf87f0
@@ -34,6 +37,8 @@ def check_requirements(
     "Raise `VadnbError` with package, found and allowed version where the environment does not meet the bounds"
     try: wrong = unmet(requires(package) or [])
     except PackageNotFoundError: return
+    except ImportError as e:
+        raise VadnbError(f'{package} needs {e.name}, which is not installed; pip install {e.name}') from None
     if not wrong: return
     said = [f"{name} {found or 'missing'} (allowed: {allowed or 'any'})" for name,(found,allowed) in wrong.items()]
     fix = ' '.join(f'"{name}{allowed}"' for name,(_,allowed) in wrong.items())
