@@ -78,6 +78,8 @@ class Device(TorchDispatchMode):
         given = tree_leaves((args, kwargs))
         held = [x for x in given if on_device(x)]
         if held or kwargs.get('device'): self.count(op, args, kwargs)
+        # memory that a device could read by itself would need one
+        if op.overloadpacket in (ops.pin_memory, ops._pin_memory): return args[0]
         if op is ops.copy_.default:
             # beside `to`, the one operation that may be given both
             numbers(args[0]).copy_(numbers(args[1]))
@@ -134,9 +136,10 @@ class Device(TorchDispatchMode):
 @contextlib.contextmanager
 def pretend_cuda():
     "Inside, `cuda:0` is there; gives the `Device`, whose `waits` say where the host would have waited for it"
-    own = dict(is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0, set_device=lambda device: None,
-               _lazy_init=lambda: None, get_rng_state_all=lambda: [], manual_seed_all=lambda seed: None,
-               manual_seed=lambda seed: None, max_memory_allocated=lambda device=None: 0, synchronize=lambda *a: None)
+    own = dict(is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0,
+               set_device=lambda device: None, _lazy_init=lambda: None, get_rng_state_all=lambda: [],
+               manual_seed=lambda seed: None, manual_seed_all=lambda seed: None,
+               max_memory_allocated=lambda device=None: 0, synchronize=lambda device=None: None)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     if not torch.cuda.is_available(): torch._C._ensureCUDADeviceGuardSet()
     with pytest.MonkeyPatch.context() as patched:

@@ -1,5 +1,5 @@
-"fgclip and uniad on a GPU that is not there: the numbers of the CPU, no tensor left behind, no further place to wait at"
-import warnings
+"fgclip and uniad on a GPU that is not there: the numbers of the CPU, no tensor left behind, no further wait"
+import functools, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -23,6 +23,8 @@ FGCLIP = '''--data.valid_json valid.json --loss.background_weight 1 --loss.quiet
 # dropout of the CPU draws other numbers than that of a GPU
 UNIAD = '--model.dropout 0 --score.false_alarm_rate 0.4'.split()
 RUN = '--train.steps 4 --train.unit step --train.evaluate_every 2 --train.save_every 2 --train.ema 0.9'.split()
+
+one_vocabulary = functools.cache(clip.read_bpe)
 
 @dataclass
 class Subject:
@@ -58,6 +60,7 @@ def subject(request, tmp_path_factory):
 def same_sums(monkeypatch):
     "Attention that adds up alike on both devices, one vocabulary, and no pictures"
     monkeypatch.setattr(UniADSystem, 'pictures', lambda self: {})
+    monkeypatch.setattr(clip, 'read_bpe', one_vocabulary)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
@@ -65,7 +68,9 @@ def same_sums(monkeypatch):
 def same(a, b, close):
     "Assert that two dicts of tensors or numbers are equal within bounds"
     assert a.keys()==b.keys()
-    for k in a: torch.testing.assert_close(torch.as_tensor(a[k]), torch.as_tensor(b[k]), equal_nan=True, **close)
+    for k in a:
+        torch.testing.assert_close(torch.as_tensor(a[k]), torch.as_tensor(b[k]), equal_nan=True,
+                                   msg=lambda says: f'{k}: {says}', **close)
 
 def train_step(system, batch, device):
     "One step without the optimizer: losses"
@@ -75,25 +80,23 @@ def train_step(system, batch, device):
     losses['loss'].backward()
     return losses
 
-def both_steps(subject, device, waits=None):
-    "Losses of two steps, the second of which reads the banks, its gradients, and its waits"
+def both_steps(subject, device):
+    "Losses of two steps, the second of which reads the banks, and its gradients"
     system,batches,_ = subject.build(device)
     res = {}
     for k,batch in enumerate(batches):
-        if waits: waits.clear()
         for name,x in train_step(system, batch, device).items():
             assert on_device(x)==(device!='cpu'), name
             res[f'{k} {name}'] = x
         system.after_step()
     res |= {f'gradient {n}': p.grad for n,p in system.named_parameters() if p.grad is not None}
-    waits = waits and waits.copy()
-    return {k: x.detach().cpu() for k,x in res.items()}, waits
+    return {k: x.detach().cpu() for k,x in res.items()}
 
 # ---------------------------------------------------------------- loss, gradients, waits
 
 def test_loss_and_gradients_are_those_of_the_cpu(subject, on_cuda):
-    plain,_ = both_steps(subject, 'cpu')
-    with on_cuda(): found,_ = both_steps(subject, DEVICE)
+    plain = both_steps(subject, 'cpu')
+    with on_cuda(): found = both_steps(subject, DEVICE)
     assert sum(k.startswith('gradient') for k in plain)>30
     same(found, plain, subject.close)
 
@@ -102,7 +105,6 @@ def test_a_step_waits_for_the_device_no_more_often(subject, on_cuda):
     with on_cuda() as device:
         system.to(DEVICE)
         for batch in batches:
-            batch = to_device(batch, DEVICE)
             device.waits.clear()
             train_step(system, batch, DEVICE)
             found,listed = device.total, device.listed()
@@ -127,7 +129,7 @@ def measure(subject, device):
 def test_metrics_and_predictions_are_those_of_the_cpu(subject, on_cuda):
     plain = measure(subject, 'cpu')
     with on_cuda(): found = measure(subject, DEVICE)
-    assert len(plain[0])>8 and plain[1].keys()>=plain[0].keys()-{'x'} and len(plain[2])>1
+    assert len(plain[0])>8 and len(plain[1])>8 and len(plain[2])>1
     for a,b in zip(found, plain): same(a, b, subject.close)
 
 # ---------------------------------------------------------------- a whole run
@@ -138,12 +140,13 @@ def test_a_run_is_that_of_the_cpu_and_resumes(subject, on_cuda):
     plain = run(subject, 'cpu', 'cpu')
     with on_cuda():
         whole = run(subject, 'whole', 'cuda')
-        assert all(map(on_device, whole.system.state_dict().values())) and whole.device==DEVICE
+        assert all(map(on_device, whole.system.state_dict().values())) and whole.device.type=='cuda'
         stopped = run(subject, 'stopped', 'cuda', StopAt(3))
         assert stopped.step==3
         resumed = run(subject, 'stopped', 'cuda')
     assert resumed.step==4 and rows(resumed.run, 'resume')
-    numbers = lambda learner: [{k: v for k,v in r.items() if isinstance(v, (int, float))} for r in curve(learner.run)]
+    def numbers(learner):
+        return [{k: v for k,v in r.items() if isinstance(v, (int, float))} for r in curve(learner.run)]
     assert numbers(resumed)==numbers(whole)
     for a,b in zip(numbers(whole), numbers(plain), strict=True): same(a, b, subject.close)
     weights = [read_part(find_checkpoint(learner.run), 'model') for learner in (whole, resumed, plain)]
