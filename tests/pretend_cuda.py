@@ -53,6 +53,12 @@ class OnDevice(torch.Tensor):
     def __setitem__(self, at, value): super().__setitem__(lists_as_tensors(at), value)
     def new_tensor(self, data, dtype=None, device=None, requires_grad=False):
         return torch.tensor(data, dtype=dtype or self.dtype).to(device or DEVICE).requires_grad_(requires_grad)
+    def __deepcopy__(self, memo):
+        res = OnDevice(self.numbers.detach().clone())
+        if isinstance(self, torch.nn.Parameter): res = torch.nn.Parameter(res, self.requires_grad)
+        return memo.setdefault(id(self), res)
+    # what tells tensors of one memory from others
+    def data_ptr(self): return self.numbers.data_ptr()
     def tolist(self): return self.cpu().tolist()
     def numpy(self, *args, **kw): raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu()")
     def __array__(self, *args, **kw): return self.numpy()
