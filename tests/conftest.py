@@ -23,3 +23,9 @@ def two_processes(tmp_path_factory):
         torch.multiprocessing.start_processes(worker, (port, str(folder)), nprocs=2, start_method='fork')
         return [torch.load(folder/f'{rank}.pt', weights_only=True) for rank in (0, 1)]
     return run
+
+@pytest.fixture
+def on_cuda():
+    "`with on_cuda() as device:` a GPU that is not there computes on the CPU and counts where the host would wait for it"
+    from pretend_cuda import pretend_cuda
+    return pretend_cuda
