@@ -243,6 +243,8 @@ def test_stream_is_get_batch_and_the_resize_of_training(kinds, kind, order, size
     if size is not None: want = squashed(want, size)
     assert len(got)==len(index)
     assert all(x.dtype==np.uint8 and x.flags.c_contiguous and np.array_equal(x, y) for x,y in zip(got, want))
+    planes = list(reader.stream(index, size, planes=True))
+    assert len(planes)==len(got) and all(np.array_equal(p.transpose(1, 2, 0), y) for p,y in zip(planes, want))
     quick = list(reader.stream(index, size, resize='swscale'))
     assert [x.shape for x in quick]==[x.shape for x in got]
     # the ruler is read upright

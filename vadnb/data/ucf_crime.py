@@ -83,9 +83,9 @@ def read_frames(
     size:tuple[int,int], # (h, w)
 )->Tensor: # (T, 3, h, w) uint8
     "Frames of a video at the model's size; a repeated frame is decoded once, and one source frame is held at a time"
-    frames = reader.stream(frame_index, size)
+    frames = reader.stream(frame_index, size, planes=True)
     res = torch.empty(len(frame_index), 3, *size, dtype=torch.uint8)
-    for row,x in zip(res, frames): row.copy_(torch.from_numpy(x).permute(2, 0, 1))
+    for row,x in zip(res, frames): row.copy_(torch.from_numpy(x))
     return res
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #e52ab6a2

@@ -178,13 +178,17 @@ def _own(
     "An array in one piece that its reader may write into"
     return np.require(x, requirements='CW')
 
-def _squashed(
-    size, # (height, width)
-): # function from (H, W, 3) uint8 to (height, width, 3) uint8
-    "The resize of training, for one frame"
+def _changed(
+    size, # (height, width) to resize to as training does; None leaves frames as they are
+    planes:bool, # (3, height, width) in place of (height, width, 3)
+): # function from a frame to a frame
+    "What happens to one frame on its way out; planes of a resized frame come without a copy"
     from vadnb.data.transforms import squash
-    def f(x): return _own(squash(_own(x)[None], size)[0].permute(1, 2, 0).numpy())
-    return f
+    def leave(x): return _own(x).transpose(2, 0, 1) if planes else _own(x)
+    def change(x):
+        x = squash(_own(x)[None], size)[0]
+        return x.numpy() if planes else _own(x.permute(1, 2, 0).numpy())
+    return leave if size is None else change
 
 # %% ../../nbs/data/10_video.ipynb #2e97574c
 @patch
@@ -192,6 +196,7 @@ def stream(self:VideoReader,
     indices, # frame indices in any order, repeats allowed: sequence, NumPy array or tensor of integers
     size=None, # (height, width) of what comes out; None leaves frames as they are
     resize:str='squash', # squash: the pixels that training sees | swscale: about the same, for less time and memory
+    planes:bool=False, # give (3, height, width), as models take frames
 ): # generator of (height, width, 3) uint8 RGB in the order asked for
     "The frames of `get_batch`, one at a time and at once at the wanted size; raises what `get_batch` raises"
     if resize not in ('squash', 'swscale'):
@@ -201,7 +206,7 @@ def stream(self:VideoReader,
     wanted,place = _each_once(self._source, _checked_indices(indices, self.path), self.path)
     same = size is None or tuple(size)==self.size
     frames = self._source.read(wanted, size if resize=='swscale' and not same else None)
-    change = _own if same or resize=='swscale' else _squashed(tuple(size))
+    change = _changed(None if same or resize=='swscale' else tuple(size), planes)
     # unlike a loop, `map` keeps no name for the last frame while the next is decoded
     frames = map(change, map(itemgetter(1), frames))
     return _in_turn(frames, place.tolist(), lambda: _beyond(self._source, wanted[-1], self.path))
