@@ -488,7 +488,7 @@ def test_a_long_video_needs_the_memory_of_one_chunk(build, tmp_path, monkeypatch
         return res
     monkeypatch.setattr(fgclip, 'read_frames', read_frames)
     taken,stream = [], VideoReader.stream
-    monkeypatch.setattr(VideoReader, 'stream', lambda self, index, *args: taken.append(len(index)) or stream(self, index, *args))
+    monkeypatch.setattr(VideoReader, 'stream', lambda self, index, *args, **more: taken.append(len(index)) or stream(self, index, *args, **more))
     monkeypatch.delattr(VideoReader, 'get_batch') # no chunk is ever held at the size of the source
     system = build('--score.stride', '8', '--score.chunk', '16').eval()
     found = system.predict(video)
