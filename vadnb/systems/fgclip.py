@@ -166,9 +166,9 @@ def limits(
     "What the values of a configuration must fulfil, key by key"
     d,m,l,s = cfg.data, cfg.model, cfg.loss, cfg.score
     weights = 'global_weight region_weight hard_negative_weight background_weight quiet_weight'
-    least = [(0, 'loss', weights), (0, 'bank', 'regions clips warmup'), (0, 'rates', 'text vision projections '
-        'scales'), (0, 'score', 'resamples'),
-             (1, 'data', 'frames valid_frames'), (1, 'model', 'chunk image_size'), (1, 'loss', 'chunk'), (1, 'score', 'stride chunk smooth')]
+    least = [(0, 'loss', weights), (0, 'bank', 'regions clips warmup'), (0, 'score', 'resamples'),
+             (0, 'rates', 'text vision projections scales'), (1, 'data', 'frames valid_frames'),
+             (1, 'model', 'chunk image_size'), (1, 'loss', 'chunk'), (1, 'score', 'stride chunk smooth')]
     value = lambda section, key: getattr(getattr(cfg, section), key)
     return [*((section, k, value(section, k) is None or value(section, k)>=n, f'{n} or more') for n,section,keys in least for k in keys.split()),
             ('loss', 'global_weight', any(value('loss', k) for k in weights.split()), 'above 0, or another loss weight '

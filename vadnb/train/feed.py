@@ -139,8 +139,8 @@ def make_loader(
 )->DataLoader:
     "A loader that leaves the global random state alone"
     some = dict(batch_sampler=sampler) if sampler is not None else dict(batch_size=batch_size)
-    # forked where the system does: a spawned process imports torch for seconds. Python 3.12 warns that a fork of a
-    # threaded process may hang; the readers hold no lock and no open file between calls, so these do not
+    # forked where the system does, because a spawned process imports torch for seconds. Python 3.12 warns of forks in
+    # threaded processes; a reader holds no open file between calls, so no decoder thread is alive when this forks
     if workers: some |= dict(worker_init_fn=start_worker, prefetch_factor=prefetch)
     return DataLoader(data, collate_fn=collate, num_workers=workers, pin_memory=pin,
                       generator=torch.Generator().manual_seed(0), **some)

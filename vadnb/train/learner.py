@@ -402,8 +402,8 @@ def restore_place(self:Learner, state):
     changed = {f'{k} (checkpoint)': (state[k], now[k]) for k in now if state[k]!=now[k]}
     self.step,self.samples = state['step'], state['samples']
     self.micro,self.shift = state['micro'], state['shift']
-    asked_again = state['warmup']['asked']==[self.cfg.optim.warmup, self.cfg.optim.warmup_epochs]
-    if (changed or state['resumed']) and asked_again: self.warmup = state['warmup']['epochs']
+    same_warmup = state['warmup']['asked']==[self.cfg.optim.warmup, self.cfg.optim.warmup_epochs]
+    if (changed or state['resumed']) and same_warmup: self.warmup = state['warmup']['epochs']
     if changed:
         if state['data']!=now['data']: self.micro = state['epoch']*b.per_epoch
         else: self.micro = same_place(state['micro'], (state['batch'], state['per_epoch']), b, t.accumulate)
