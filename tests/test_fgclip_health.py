@@ -4,8 +4,8 @@ import pytest
 from vadnb.core import read_json, read_jsonl
 from vadnb.models.clip import CLIP
 from vadnb.models.memory_bank import MemoryBank
-from vadnb.systems.fgclip import FGCLIP
-from vadnb.systems.fgclip_health import contrastive_checks
+from vadnb.systems.fgclip.system import FGCLIP
+from vadnb.systems.fgclip.checks import contrastive_checks
 from vadnb.train.health import HealthError
 from vadnb.train.learner import fit
 from test_fgclip_system import BANKS, config, make_world, one_vocabulary

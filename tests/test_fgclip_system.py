@@ -14,7 +14,7 @@ from vadnb.metrics.video_anomaly import frame_metrics, trivial_baselines
 from vadnb.models import clip
 from vadnb.models.aggregate import unit
 from vadnb.systems import fgclip
-from vadnb.systems.fgclip import FGCLIP, Looked, Scan
+from vadnb.systems.fgclip.system import FGCLIP, Looked, Scan
 from vadnb.systems.registry import load_config
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import find_checkpoint, load_weights, read_part, write_part

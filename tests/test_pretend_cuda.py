@@ -10,7 +10,7 @@ from toy_system import StopAt, curve, rows
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from pretend_cuda import DEVICE, on_device
 from vadnb.models import clip
-from vadnb.systems.uniad import UniADSystem
+from vadnb.systems.uniad.system import UniADSystem
 from vadnb.train.checkpoint import find_checkpoint, read_part
 from vadnb.train.feed import to_device, valid_loader
 from vadnb.train.learner import fit

@@ -17,7 +17,7 @@ def train(world, folder, name, batch, *more):
     "Train, and write down how many images this process encoded and evaluated"
     import os
     from vadnb.systems.registry import load_config
-    from vadnb.systems.uniad import UniADSystem
+    from vadnb.systems.uniad.system import UniADSystem
     counts,encode,evaluate = dict(encoded=0, evaluated=0), UniADSystem.encode, UniADSystem.evaluate
     def counted(self, images): counts['encoded'] += len(images); return encode(self, images)
     def watched(self, loader): counts['evaluated'] += 1; return evaluate(self, loader)
@@ -27,7 +27,7 @@ def train(world, folder, name, batch, *more):
     (folder/f"{name}.counts{os.environ.get('RANK', '0')}").write_text(json.dumps(dict(counts, metrics=learner.metrics)))
 
 def test_two_processes_are_one(tmp_path, world, monkeypatch):
-    from vadnb.systems.uniad import UniADSystem
+    from vadnb.systems.uniad.system import UniADSystem
     monkeypatch.setattr(UniADSystem, 'pictures', lambda self: {})
     train(world, tmp_path, 'one', 4, '--data.cache', 'memory')
     together(tmp_path/'two', train, world, tmp_path, 'two', 2, '--data.cache', 'disk')

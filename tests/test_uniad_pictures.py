@@ -11,8 +11,8 @@ from vadnb.worlds.defects import PlantedDefects
 from vadnb.worlds.textures import texture_world
 from vadnb.models.feature_decoder import FeatureDecoder, image_loss
 from vadnb.plots import figure_bytes
-from vadnb.systems.uniad import Config, DataConfig, ModelConfig, ScoreConfig
-from vadnb.systems.uniad_pictures import choose_images, collage, good_images, query_figure, reconstruction_figure, redraw, train_decoder, write_pictures
+from vadnb.systems.uniad.system import Config, DataConfig, ModelConfig, ScoreConfig
+from vadnb.systems.uniad.pictures import choose_images, collage, good_images, query_figure, reconstruction_figure, redraw, train_decoder, write_pictures
 from vadnb.train.system import TrainConfig
 from vadnb.train.learner import fit
 from vadnb.report.report import write_report

@@ -16,7 +16,7 @@ from vadnb.data.mvtec import read_tree, write_tree_meta
 from vadnb.metrics.anomaly_maps import image_scores
 from vadnb.metrics.pixel_anomaly import SEVEN, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
-from vadnb.systems.uniad import UniADSystem
+from vadnb.systems.uniad.system import UniADSystem
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import find_checkpoint, read_part
 from vadnb.train.feature_cache import CachedFeatures

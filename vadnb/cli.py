@@ -311,7 +311,7 @@ def pictures(
 ):
     "Make visible what a uniad model rebuilds and what its queries ask for; the report is written anew"
     quiet()
-    from vadnb.systems.uniad_pictures import write_pictures
+    from vadnb.systems.uniad.pictures import write_pictures
     from vadnb.report.report import write_report
     if steps<1: raise ConfigError(f"command line: '--steps' must be 1 or more, found {steps}")
     from tqdm.auto import tqdm

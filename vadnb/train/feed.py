@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOADERS', 'EpochBatches', 'check_filled', 'run_length', 'same_place', 'DrawnSamples', 'SkippingCollate',
            'start_worker', 'make_loader', 'with_plain_errors', 'kill_workers_at_exit', 'to_device', 'data_fingerprint',
-           'valid_loader']
+           'evaluation_batches', 'look_through']
 
 # %% ../../nbs/train/48_feed.ipynb #5c07e668
 import atexit, signal, weakref
@@ -19,23 +19,30 @@ from ..core import VadnbError
 class EpochBatches:
     "Endless batches of `(epoch, index)` for one process; a batch sampler for `DataLoader`"
     def __init__(self,
-        n:int, # samples in the data set
+        n:int, # indices in the order of one epoch: samples of the data set, unless `order` repeats some
         batch_size:int, # samples per process and batch
         seed:int, # of the shuffles
         world:int=1, # processes
         rank:int=0, # this process
         drop_last:bool=True, # leave out an incomplete last global batch
         start:int=0, # micro-batches already taken
+        order=None, # (generator, samples per global batch) → indices of one epoch; None: a permutation
     ):
         self.n,self.size,self.seed,self.world,self.rank = n,batch_size*world,seed,world,rank
         self.drop_last,self.start = drop_last,start
+        self.order = order or (lambda rng, size: rng.permutation(n))
         self.held = None,None
         check_filled(n, batch_size, world, drop_last)
         self.per_epoch = n//self.size if drop_last else -(-n//self.size)
 
     def indices(self, epoch):
-        "The shuffle of an epoch, (n,) int; that of the epoch at hand is kept"
-        if self.held[0]!=epoch: self.held = epoch,np.random.default_rng([self.seed, epoch]).permutation(self.n)
+        "All indices of an epoch, (n,) int"
+        if self.held[0]!=epoch:
+            found = np.asarray(self.order(np.random.default_rng([self.seed, epoch]), self.size))
+            if len(found)!=self.n:
+                raise DataError(f'the order of epoch {epoch} holds {len(found)} indices, that of epoch 0 {self.n}; '
+                                'a run counts its steps by equal epochs')
+            self.held = epoch,found
         return self.held[1]
 
     def batch(self, k):
@@ -188,13 +195,33 @@ def data_fingerprint(
     return f'{type(data).__name__}-{len(data)}'
 
 # %% ../../nbs/train/48_feed.ipynb #d6ca376d
-def valid_loader(
-    system, # collates, and knows its configuration
-    data, # validation data set
+def evaluation_batches(
+    data, # `Data`, which collates
+    split:str, # train | valid | test
+    cfg, # `TrainConfig`: batch size and loading processes
     device, # where the batches go
+    world:int=1, # processes
+    rank:int=0, # this process
 ): # yields batches
-    "Evaluation batches in order, nothing dropped"
-    t = system.cfg.train
-    loader = make_loader(data, system.collate, getattr(data, 'workers', t.workers), prefetch=t.prefetch,
-                         batch_size=t.valid_batch_size or t.batch_size)
+    "The batches of a split that are this process's to look at"
+    items,size = data.split(split), cfg.valid_batch_size or cfg.batch_size
+    n = -(-len(items)//size)
+    rows = [range(k*size, min((k+1)*size, len(items))) for k in range(n*rank//world, n*(rank+1)//world)]
+    loader = make_loader(items, data.collate, getattr(items, 'workers', cfg.workers), sampler=rows,
+                         prefetch=cfg.prefetch)
     for batch in with_plain_errors(loader): yield to_device(batch, device)
+
+# %% ../../nbs/train/48_feed.ipynb #5a5c86bd
+def look_through(
+    system, # looks at each batch; in eval mode, without gradients
+    data, # `Data`
+    split:str, # train | valid | test
+    cfg, # `TrainConfig`
+    device, # where the batches go
+    world:int=1, # processes
+    rank:int=0, # this process
+): # its `Scan`, to be joined with those of the other processes
+    "What this process sees of a split"
+    scan = system.scan(data, split)
+    for batch in evaluation_batches(data, split, cfg, device, world, rank): scan.add(batch, system.look(batch))
+    return scan
