@@ -99,12 +99,16 @@ def layers(self:ImagePredictions)->list: return [p.layers() for p in self] # of 
 @patch
 def record(self:ImagePredictions)->list: return [p.record() for p in self] # of each image, see `Result`
 
+# %% ../../nbs/results/12_images.ipynb #bf02fbf8
 @patch
 def from_source(self:ImagePredictions,
     **names, # system, run and checkpoint
 )->ImagePredictions:
     "The same, said by this source where none was named"
     return ImagePredictions(self.name, [p.from_source(**names) for p in self])
+
+# what is predicted image by image is saved folder by folder
+ImagePrediction.collection = ImagePredictions
 
 # %% ../../nbs/results/12_images.ipynb #251b365d
 def named_files(

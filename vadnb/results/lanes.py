@@ -6,7 +6,7 @@
 __all__ = ['MOST_BARS', 'MOST_LANES', 'packed', 'bars_of', 'draw_bars', 'lane_height', 'draw_lane', 'lane_label', 'lanes',
            'lane_figure']
 
-# %% ../../nbs/results/15_lanes.ipynb #9322691e
+# %% ../../nbs/results/15_lanes.ipynb #86e02353
 import numpy as np
 from ..pictures import draw_classes
 from ..pictures import legend_beside
@@ -25,7 +25,7 @@ from .layers import Classes
 from .layers import Curve
 from .layers import Segments
 
-# %% ../../nbs/results/15_lanes.ipynb #5f4d334c
+# %% ../../nbs/results/15_lanes.ipynb #c2513b7b
 def packed(
     spans, # of (start, end), half-open
 )->list: # row of each, from 0
@@ -38,7 +38,7 @@ def packed(
         rows[i] = row
     return rows
 
-# %% ../../nbs/results/15_lanes.ipynb #7e7f34ed
+# %% ../../nbs/results/15_lanes.ipynb #4d4b7dcd
 MOST_BARS = 24 # more would be a pattern, not a statement
 
 def bars_of(
@@ -54,7 +54,7 @@ def bars_of(
         found = sorted(found, key=lambda s: -np.inf if s[3] is None else s[3])[-MOST_BARS:]
     return sorted(found, key=lambda s: s[:2])
 
-# %% ../../nbs/results/15_lanes.ipynb #9b3578c8
+# %% ../../nbs/results/15_lanes.ipynb #918c54e2
 def draw_bars(
     ax, # matplotlib Axes whose horizontal axis counts frames
     bars, # from `bars_of`
@@ -77,7 +77,7 @@ def draw_bars(
     ax.set_yticks([])
     if len(bars)>8 and shown-{''}: legend_beside(ax)
 
-# %% ../../nbs/results/15_lanes.ipynb #da255049
+# %% ../../nbs/results/15_lanes.ipynb #bf3cf758
 def lane_height(
     layer, # Curve, Segments or Classes
 )->float: # inches
@@ -98,7 +98,7 @@ def draw_lane(
     elif isinstance(layer, Classes) and layer.spans is None: draw_classes(ax, layer.probabilities, layer.classes)
     else: draw_bars(ax, bars_of(layer))
 
-# %% ../../nbs/results/15_lanes.ipynb #247a8be2
+# %% ../../nbs/results/15_lanes.ipynb #afecf85b
 def lane_label(
     source, # who says it
     name:str, # of the layer
@@ -110,7 +110,7 @@ def lane_label(
     lines = [words(name, 22), words(source, 30) if several else '', f'{MOST_BARS} of {said}' if said>MOST_BARS else '']
     return '\n'.join(filter(None, lines))
 
-# %% ../../nbs/results/15_lanes.ipynb #4ccf6587
+# %% ../../nbs/results/15_lanes.ipynb #f6a7f866
 MOST_LANES = 12 # of one figure
 
 def lanes(
