@@ -107,7 +107,7 @@ def drawn_record(
     prefix:str, # for the ids of its figure
 ): # an <svg> as Html, or None when nothing is said over time
     "What a record says over time; raises `DataError` when it cannot be read"
-    result = read_record(path)
+    result = read_record(path, maps=False)
     fig = lane_figure(result)
     if fig is None: return None
     said = ', '.join(words(name) for (_,name),_ in lanes(result))

@@ -129,7 +129,7 @@ def layers(self:Result)->dict: # (Source, name) -> layer
     "What is said, in the order in which it was said"
     return dict(self._layers)
 
-# %% ../../nbs/results/03_record.ipynb #949b0542
+# %% ../../nbs/results/03_record.ipynb #8abbb28e
 def known_source(
     source:Source, # of a layer, all None where it is unknown
     system:str|None, # its name
@@ -255,6 +255,7 @@ def read_facts(
 
 def read_record(
     path, # file of the record
+    maps:bool=True, # read the files beside it; False leaves layers that keep maps there out, for who shows none
 )->Result:
     "A result from its record; raises `DataError` with file and field for whatever does not fit"
     path,row = Path(path), read_json(path)
@@ -264,7 +265,8 @@ def read_record(
     noun = 'image' if 'image' in row else 'video'
     record_keys(row, str(path), ('format', noun, 'layers'))
     facts,rows = read_facts(row[noun], noun, f'{path}, {noun}'), listed(row['layers'], f'{path}, layers')
-    said = [read_layer(path.parent, r, f'{path}, layers[{i}]') for i,r in enumerate(rows)]
+    kept = [isinstance(r, dict) and has_array(r.get('kind')) for r in rows]
+    said = [read_layer(path.parent, r, f'{path}, layers[{i}]') for i,r in enumerate(rows) if maps or not kept[i]]
     try:
         res = Result(**facts)
         for key,layer in said:
@@ -273,7 +275,7 @@ def read_record(
         raise DataError(f'{path}: {e}') from None
     return res
 
-# %% ../../nbs/results/03_record.ipynb #0b390b78
+# %% ../../nbs/results/03_record.ipynb #d9e603d8
 @patch
 def figure(self:Result): # matplotlib Figure, or None where nothing is said over time
     "What is said over time, one lane under the other"
@@ -300,7 +302,7 @@ def files(self:Result,
     if self.path is not None: spare_source(res, record.parent, self.path, self.noun)
     return res
 
-# %% ../../nbs/results/03_record.ipynb #9c9e82d9
+# %% ../../nbs/results/03_record.ipynb #42ea1135
 @patch
 def with_file_facts(self:Result)->Result:
     "The same, with what only the file knows; raises `DataError` when it is another one"
