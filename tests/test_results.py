@@ -8,6 +8,7 @@ from vadnb.results.images import ImagePredictions
 from vadnb.results.image import ImagePrediction
 from vadnb.results.lanes import MOST_BARS, lane_figure, packed
 from vadnb.results.layers import KINDS, Boxes, Classes, Curve, Heat, Map, Segments, UnknownLayer
+from vadnb.results.playback import at_each_frame
 from vadnb.results.record import Result, Source, read_record, write_record
 from vadnb.results.saving import save_results, signed_results
 from vadnb.results.thresholds import Thresholds
@@ -264,7 +265,27 @@ def test_a_system_with_segments_has_picture_and_record(tmp_path):
     assert str(tmp_path) not in files[-1].read_text()
     before = [f.read_bytes() for f in files]
     assert [f.read_bytes() for f in said.save(tmp_path/'out')]==before
-    with pytest.raises(ConfigError, match='no overlay'): said.save(tmp_path/'out', overlay=True)
+    for other in (Result('a.mp4', 12, 25.), Result('a.png', path=tmp_path/'a.png')):
+        with pytest.raises(ConfigError, match='no overlay'): other.save(tmp_path/'out', overlay=True)
+
+def test_the_video_is_played_again_with_what_is_said(tmp_path):
+    frames,times = list(rng.integers(0, 255, (12, 34, 50, 3), dtype=np.uint8)), np.cumsum([0, *[.04, .04, .2]*4][:12])
+    path = write_video(tmp_path/'a.mkv', frames, 25, times=times, pix_fmt='yuv444p')
+    reader = VideoReader(path)
+    said = Result('a.mkv', 12, reader.fps, of_video, path=path)
+    film,*rest = said.save(tmp_path/'out', overlay=True)
+    assert [f.name for f in (film, *rest)]==['a_overlay.mp4', 'a.png', 'a.layers.npz', 'a.layers.json']
+    drawn = VideoReader(film)
+    assert len(drawn)==12 and drawn.size[1]==50 and drawn.size[0]>34
+    np.testing.assert_allclose(drawn.timestamps, reader.timestamps, atol=2e-3)
+    gone = Result('a.mkv', 12, 25., of_video, path=tmp_path/'gone.mkv')
+    with pytest.raises(VideoError, match='gone.mkv'): gone.save(tmp_path/'none', overlay=True)
+    assert not (tmp_path/'none').exists()
+
+def test_playing_asks_few_boxes():
+    rows = sorted((int(a), int(a+n)) for a,n in zip(rng.integers(0, 90, 60), rng.integers(1, 30, 60)))
+    for i,held in enumerate(at_each_frame(rows, 120)):
+        assert held==[r for r in rows if r[0]<=i<r[1]]
 
 def test_what_a_system_says_of_its_file_stays(tmp_path):
     path = write_video(tmp_path/'a.mp4', numbered_frames(12), 25, times=np.cumsum([0, *[.04, .04, .2]*4][:12]))

@@ -10,6 +10,7 @@ __all__ = ['FORMAT', 'Source', 'as_source', 'checked_facts', 'Result', 'known_so
 import copy, hashlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+import numpy as np
 from fastcore.basics import patch
 from ..core import ConfigError
 from ..core import DataError
@@ -17,6 +18,7 @@ from ..core import VideoError
 from ..core import read_json
 from ..core import write_atomic
 from ..core import write_json
+from ..data.video import write_video
 from ..plots import figure_bytes
 from ..plots import save_figure
 from .arrays import StoredArray
@@ -40,6 +42,7 @@ from .layers import layer_of
 from .origin import file_facts
 from .origin import open_video
 from .origin import spare_source
+from .playback import played_again
 
 # %% ../../nbs/results/03_record.ipynb #6a096fa9
 class Source(NamedTuple):
@@ -290,19 +293,19 @@ def _repr_png_(self:Result):
 @patch
 def files(self:Result,
     folder, # where they go
-    overlay:bool=False, # with the video or image; plain results draw none
-)->list: # of paths, in the order in which they are written
-    "The files that `save` writes; raises `ConfigError` for an overlay, `DataError` where one would damage the source"
-    if overlay:
+    overlay:bool=False, # with the video
+)->list: # of paths, the record last
+    "The files that `save` writes; raises `ConfigError` where no overlay can be, `DataError` where the source is one"
+    if overlay and (self.noun=='image' or self.path is None):
         raise ConfigError(f'{self.name}: these results have no overlay; leave it out')
-    record = Path(folder)/PurePosixPath(self.name).with_suffix('.layers.json')
-    maps = [record.with_suffix('.npz')]*any(v.array() is not None for v in self._layers.values())
-    picture = [record.with_name(record.name.removesuffix('.layers.json')+'.png')]*bool(lanes(self))
-    res = [*picture, *maps, record]
-    if self.path is not None: spare_source(res, record.parent, self.path, self.noun)
+    stem = Path(folder)/PurePosixPath(self.name).with_suffix('')
+    maps = any(has_array(v.kind) for v in self._layers.values())
+    ends = ['_overlay.mp4']*overlay+['.png']*bool(lanes(self))+['.layers.npz']*maps+['.layers.json']
+    res = [stem.with_name(stem.name+end) for end in ends]
+    if self.path is not None: spare_source(res, stem.parent, self.path, self.noun)
     return res
 
-# %% ../../nbs/results/03_record.ipynb #42ea1135
+# %% ../../nbs/results/03_record.ipynb #bfaa3036
 @patch
 def with_file_facts(self:Result)->Result:
     "The same, with what only the file knows; raises `DataError` when it is another one"
@@ -320,11 +323,14 @@ def with_file_facts(self:Result)->Result:
 @patch
 def save(self:Result,
     folder, # where the files go
-    overlay:bool=False, # with the video or image; plain results draw none
+    overlay:bool=False, # also encode the video with everything drawn on
 )->list: # of paths
-    "Write the picture, the maps and last the record that names them, as far as there are any"
+    "Write the video, the picture, the maps and last the record that names them, as far as there are any"
     files,told,figure = self.files(folder, overlay), self.with_file_facts(), self.figure()
-    if figure is not None: save_figure(figure, files[0])
+    if overlay:
+        reader,times = open_video(self.path, *(self.facts[k] for k in ('frames', 'fps'))), told.facts['times']
+        write_video(files[0], played_again(self, reader), reader.fps, times=times and np.array(times))
+    if figure is not None: save_figure(figure, files[int(overlay)])
     write_record(files[-1], told)
     return files
 

@@ -18,7 +18,8 @@ def signed_results(
 ): # generator of the same, in their order
     "Results with this source on every layer that has none; errors as they are"
     for found in results:
-        yield found if isinstance(found, Exception) else found.from_source(system=system, run=run, checkpoint=checkpoint)
+        lost = isinstance(found, Exception)
+        yield found if lost else found.from_source(system=system, run=run, checkpoint=checkpoint)
         # while the next is predicted, nothing of this one is held
         found = None
 
