@@ -87,7 +87,7 @@ def new_decoder(
     some = images[::max(len(images)//64, 1)].split(batch_size)
     return decoder.to(system.mean.device).fit_statistics(torch.cat([system.encode(x) for x in some]))
 
-# %% ../../../nbs/systems/uniad/06_pictures.ipynb #ea0a7774
+# %% ../../../nbs/systems/uniad/06_pictures.ipynb #c4573490
 def train_decoder(
     system:UniADSystem, # whose features are drawn
     data, # its good training images, `AnomalyImages` or a cache of their features
@@ -170,7 +170,7 @@ def redrawn(
                 kind_of(s['name'], label), system.cfg.model.outstride)
     return Redrawn(case, *decoder(torch.cat([feature, rebuilt])).permute(0, 2, 3, 1).cpu().numpy())
 
-# %% ../../../nbs/systems/uniad/06_pictures.ipynb #3a7ed77c
+# %% ../../../nbs/systems/uniad/06_pictures.ipynb #9963ea08
 @torch.no_grad()
 def redraw(
     system:UniADSystem, # looks at the images
@@ -198,7 +198,7 @@ def scale_of(
         warnings.simplefilter('ignore')
         return shared_scale(cases, *(system.thresholds().scale if system.calibration is not None else ()))
 
-# %% ../../../nbs/systems/uniad/06_pictures.ipynb #50a33cbb
+# %% ../../../nbs/systems/uniad/06_pictures.ipynb #df4e1a9f
 def draw_row(
     row, # four axes
     r:Redrawn, # what they show
@@ -218,6 +218,7 @@ def draw_row(
         ax.set(xlim=(0, w), ylim=(h, 0))
     return shown
 
+# %% ../../../nbs/systems/uniad/06_pictures.ipynb #6254d9e4
 def reconstruction_figure(
     system:UniADSystem, # looks at the images
     decoder:FeatureDecoder, # from `train_decoder`
@@ -256,6 +257,7 @@ def drawn_queries(
     shown['mean of places'] = level.expand_as(noise)
     return dict(zip(shown, decoder(torch.stack(list(shown.values()))).permute(0, 2, 3, 1).cpu().numpy()))
 
+# %% ../../../nbs/systems/uniad/06_pictures.ipynb #03b5e481
 def query_figure(
     system:UniADSystem, # whose queries are shown
     decoder:FeatureDecoder, # from `train_decoder`
