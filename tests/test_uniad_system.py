@@ -1,5 +1,5 @@
 "The whole of uniad in small worlds: data of every form, protocols, cache, checkpoints, thresholds, evaluation and prediction, against planted faults and independent references"
-import csv, functools, json, shutil, warnings
+import csv, functools, json, pickle, shutil, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, timm, torch
@@ -748,3 +748,50 @@ def test_a_class_without_test_images_is_told(run, copy, tmp_path):
     with pytest.warns(UserWarning, match='no image of dots'):
         system,_ = load_run(run, overrides=['--data_root', str(copy)])
         look_through(system, system.cfg.make_data(), 'test', system.cfg.train, 'cpu').metrics()
+
+# ---------------------------------------------------------------- shares, and what a stranger wrote
+
+@pytest.mark.parametrize('exact', ['0', '1000000'])
+@pytest.mark.parametrize('protocol', ['held_out', 'paper'])
+def test_joined_shares_are_the_whole_to_the_last_bit(world, tmp_path, protocol, exact):
+    "Three processes that look at consecutive batches, exact metrics and counted ones"
+    cfg = config(world, tmp_path, 'x', '--data.protocol', protocol, '--score.exact_pixels', exact)
+    data = cfg.make_data()
+    torch.manual_seed(0)
+    system = cfg.build(data.facts()).eval()
+    with torch.no_grad():
+        whole = look_through(system, data, 'valid', cfg.train, 'cpu')
+        shares = [pickle.loads(pickle.dumps(look_through(system, data, 'valid', cfg.train, 'cpu', 3, k))) for k in range(3)]
+    joined = shares[0].join(shares[1:])
+    assert all(len(s) for s in shares) and joined.names==whole.names
+    assert joined.metrics()==whole.metrics() and joined.calibration()==whole.calibration()
+    assert ('pooled/bound/aupro' in whole.metrics())==(exact=='0')
+
+BAD = {'scores': ['a', [], None, ['x'], [True], [float('nan')], [2., 1.]], 'rates': [[.1], [0., .1]], 'n_pixels': [0, 1.5, True, '9'],
+       'of': [3, '', 'a\nb'], 'score': ['max', [], None]}
+
+def test_a_calibration_of_a_stranger_is_checked(run):
+    "By name, type and range; what a run wrote comes back to the bit"
+    system,_ = load_run(run)
+    own = system.calibration
+    assert json.loads(json.dumps(own))==own and system.calibrated().scores.tolist()==own['scores']
+    for k,values in BAD.items():
+        for v in values:
+            system.calibration = own | {k: v}
+            with pytest.raises(CheckpointError, match=f'calibration.{k}|calibration.pixels'): system.calibrated()
+    for other in ([], 'x', {}, own | dict(more=1), {k: v for k,v in own.items() if k!='of'}):
+        system.calibration = other
+        with pytest.raises(CheckpointError, match='calibration: must hold scores, pixels'): system.calibrated()
+
+def test_facts_of_a_stranger_are_checked(world, tmp_path):
+    cfg = config(world, tmp_path, 'x')
+    for facts in ([], {}, dict(classes=[]), dict(classes='dots'), dict(classes=['dots', 3]), dict(classes=['dots', 'dots'])):
+        with pytest.raises(CheckpointError, match='facts.classes: must be a list of different names'): cfg.build(facts)
+
+def test_damaged_images_stand_in_their_place(run, mixed):
+    cut(mixed/'b'/'grey.png')
+    system,_ = load_run(run, overrides=['--score.batch_size', '2', '--score.false_alarm_rate', '0.4'])
+    found = list(system.predict(mixed))
+    names = sorted(MODES)
+    assert [isinstance(p, DataError) for p in found]==[n=='b/grey.png' for n in names]
+    assert [p.name for p in found if not isinstance(p, DataError)]==[n for n in names if n!='b/grey.png']
