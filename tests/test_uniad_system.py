@@ -71,10 +71,6 @@ def refuse(*words):
     assert code==2 and out=='' and err.count('\n')==1 and err.startswith('vadnb: error: '), out+err
     return err
 
-def seen(learner, split='valid'):
-    "What a learner's system sees of a split"
-    with torch.no_grad(): return look_through(learner.system.eval(), learner.fed, split, learner.cfg.train, 'cpu')
-
 def samples(data): return {s['name']: s for s in (data[i] for i in range(len(data)))}
 def picture(path, size=(64, 64), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +245,7 @@ def test_defects_without_mask(copy, tmp_path):
     gone = [r for r in read_tree(copy)['test'] if r.mask][::5]
     for r in gone: (copy/r.mask).unlink()
     learner = train(copy, tmp_path, 'without', '--data.protocol', 'paper')
-    m,scan = learner.metrics, seen(learner)
+    m,scan = learner.metrics, learner.scan
     masks = [scan.mask(i) for i in range(len(scan))]
     assert len(gone)==3 and [n for n,mask in zip(scan.names, masks) if mask is None]==[r.name for r in gone]
     assert m['pooled/images']==before['pooled/images']==18 and {k: m[k] for k in m if 'image_' in k}=={k: before[k] for k in m if 'image_' in k}
@@ -294,14 +290,14 @@ def test_protocol_of_the_paper(trained, world):
     paper,held = trained('--data.protocol', 'paper'), trained()
     # the images that are judged, and behind them all good ones, which set thresholds
     assert [s['name'] for s in paper.valid]==[r.name for k in ('test', 'train') for r in read_tree(world)[k]] and len(paper.train)==16
-    assert seen(paper).names==[r.name for r in read_tree(world)['test']]
+    assert paper.scan.names==[r.name for r in read_tree(world)['test']]
     assert (paper.metrics['validation_is_test'], 'validation_is_test' in held.metrics)==(1, False)
     for learner,n in ((paper, 1), (held, 0)):
         notes = [f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='protocol']
         assert len(notes)==n and all('chosen on the test set' in f['message'] and f['severity']=='note' for f in notes)
     assert paper.system.calibration['of']=='good training images, which the model knows' and held.system.calibration['of']=='held-out good images'
     # what thresholds come from: the good images, a planted defect among them would raise every threshold
-    scan = seen(held)
+    scan = held.scan
     scores = [held.system.image_score(m) for m,label in zip(scan.maps, scan.labels) if not label]
     assert len(scores)==6 and held.system.calibration['scores']==pytest.approx(sorted(scores), abs=1e-6)
     assert len(paper.system.calibration['scores'])==16
@@ -767,7 +763,7 @@ def test_joined_shares_are_the_whole_to_the_last_bit(world, tmp_path, protocol, 
     assert joined.metrics()==whole.metrics() and joined.calibration()==whole.calibration()
     assert ('pooled/bound/aupro' in whole.metrics())==(exact=='0')
 
-BAD = {'scores': ['a', [], None, ['x'], [True], [float('nan')], [2., 1.]], 'rates': [[.1], [0., .1]], 'n_pixels': [0, 1.5, True, '9'],
+BAD = {'scores': ['a', [], None, ['x'], [True], [float('nan')], [2., 1.]], 'rates': [[.1], [0., .1], [2., 0.]], 'n_pixels': [0, 1.5, True, '9'],
        'of': [3, '', 'a\nb'], 'score': ['max', [], None]}
 
 def test_a_calibration_of_a_stranger_is_checked(run):

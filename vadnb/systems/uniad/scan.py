@@ -6,7 +6,7 @@
 __all__ = ['CALIBRATION', 'full_map', 'image_score', 'score_kind', 'is_another_kind', 'calibrate', 'is_row', 'read_calibration',
            'packed', 'unpacked', 'check_learned', 'ImageScan']
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #981134ac
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #c0db4aa0
 import math, warnings, zlib
 from pathlib import Path
 import numpy as np
@@ -31,7 +31,7 @@ from .backbone import images_of
 from ...train.system import Scan
 from ...worlds.defects import PlantedDefects
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #0957dd09
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #56f6b3b2
 def full_map(
     map, # distance per token, (h, w)
     cfg, # `Config`
@@ -46,11 +46,11 @@ def image_score(
     "The score of an image from its map"
     return image_scores(full_map(map, cfg), cfg.score.pool)[cfg.score.image_score]
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #7677dc6c
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #48615189
 def score_kind(cfg): return [cfg.score.image_score, *cfg.score.pool] # what two scores must share to be compared
 def is_another_kind(plain, cfg): return isinstance(plain, dict) and plain.get('score')!=score_kind(cfg) # of thresholds
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #cb84c11d
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #0b4bd817
 def calibrate(
     maps:list, # of good images, (h, w) each
     cfg, # `Config`: how they are scored
@@ -61,14 +61,14 @@ def calibrate(
     plain = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k,v in held.items()}
     return plain | dict(score=score_kind(cfg))
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #7368b66f
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #5cee7385
 def is_row(v): # a list of finite numbers
     return isinstance(v, list) and bool(v) and all(type(x) in (int, float) and math.isfinite(x) for x in v)
 
 CALIBRATION = {
     'scores': (is_row, 'a list of finite numbers'),
     'pixels': (is_row, 'a list of finite numbers'),
-    'rates': (is_row, 'a list of finite numbers'),
+    'rates': (lambda v: is_row(v) and all(0<=x<=1 for x in v), 'a list of shares'),
     'n_pixels': (lambda v: type(v) is int and v>0, 'a whole number of pixels'),
     'of': (lambda v: isinstance(v, str) and 0<len(v)<=200 and v.isprintable(), 'a line of text'),
     'score': (lambda v: isinstance(v, list) and len(v)==3, 'a kind of score and its window'),
@@ -94,7 +94,7 @@ def read_calibration(
     state = {k: torch.tensor(v, dtype=rows[k]) if k in rows else v for k,v in plain.items() if k!='score'}
     return Calibration.from_state(state)
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #29970cc1
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #bae24195
 def packed(mask): return zlib.compress(np.packbits(mask).tobytes(), 1) # (H, W) bool → bytes, a hundredth of it
 
 def unpacked(
@@ -115,7 +115,7 @@ def check_learned(
             raise DataError(f"{r.where}, clsname: '{r.cls}' is unknown; the classes are {', '.join(learned)}"
                             f"{did_you_mean(r.cls, learned)}")
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #5b835ef6
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #198cebd0
 class ImageScan(Scan):
     "Maps, labels and masks of the images of one split, in their order"
     held = ('items',)
@@ -141,7 +141,7 @@ class ImageScan(Scan):
             for k in self.kept: getattr(self, k).extend(getattr(o, k))
         return self
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #82c8c773
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #eeea636e
 @patch
 def add(self:ImageScan, batch, out):
     "Take in one batch and the distances and lengths that `look` found; some images only calibrate"
@@ -155,7 +155,7 @@ def add(self:ImageScan, batch, out):
             row = names[i], map, length, labels[i], mask, self.items.classes[classes[i]]
             for k,v in zip(self.kept, row): getattr(self, k).append(v)
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #2e78b0d3
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #9004dcb8
 @patch
 def counted(self:ImageScan,
     maps:list, # (h, w) each
@@ -177,7 +177,7 @@ def measure(self:ImageScan)->dict: # 'mean/<metric>', 'class/<class>/<metric>', 
     maps,masks = (full_map(m, self.cfg) for m in self.maps), (self.mask(i) for i in range(len(self)))
     return pixel_metrics(by(maps), by(masks), by(self.labels), by(self.classes), s.image_score, tuple(s.pool), s.limit)
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #e56c0975
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #e63eafed
 @patch
 def rates(self:ImageScan)->dict:
     "False alarms and detections at the stored threshold"
@@ -199,7 +199,7 @@ def warn_of_lost(self:ImageScan):
         warnings.warn(f"the test set has no image of {', '.join(lost)}, which the model has learned; the mean is over "
                       "the other classes", MetricWarning)
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #dc465f7f
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #f949aaab
 @patch
 def metrics(self:ImageScan)->dict:
     "All metrics, the means over classes under their plain names, beside what no reconstruction at all reaches"
@@ -234,7 +234,7 @@ def thresholds(self:ImageScan):
     if plain is None or is_another_kind(plain, self.cfg): return None
     return read_calibration(plain, self.cfg).thresholds(s.false_alarm_rate, s.pixel_rate)
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #e9033cb0
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #c7fa2bae
 @patch
 def case(self:ImageScan, i):
     "Image `i`, ready to be drawn"
@@ -246,7 +246,7 @@ def case(self:ImageScan, i):
     return Case(sample['image'].permute(1, 2, 0).numpy(), self.maps[i], self.score(i), name, label, mask,
                 self.classes[i], kind, self.cfg.model.outstride)
 
-# %% ../../../nbs/systems/uniad/03_scan.ipynb #981c95e6
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #4cd9f6f4
 @patch
 def telling(self:ImageScan)->dict: # class → list of Case
     "The best and the worst of each class"

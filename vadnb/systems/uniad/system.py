@@ -40,7 +40,7 @@ from .scan import image_score
 from .scan import read_calibration
 from ...train.system import System
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #560838a5
+# %% ../../../nbs/systems/uniad/04_system.ipynb #00d054a8
 def learned_classes(
     facts, # from data and system, perhaps through a card; None: nothing is known
     backbone:str, # of the configuration
@@ -107,7 +107,7 @@ def features(self:UniADSystem, batch):
     "Features of a batch: from the cache where it holds them, else from its images"
     return batch['feature'] if 'feature' in batch else self.encode(batch['image'])
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #bf85dbba
+# %% ../../../nbs/systems/uniad/04_system.ipynb #43129a42
 @patch
 def loss(self:UniADSystem, batch):
     "How far the rebuilt features are off"
@@ -120,7 +120,7 @@ def groups(self:UniADSystem):
     o = self.cfg.optim
     return [dict(name='head', params=list(self.head.parameters()), lr=o.lr, weight_decay=o.weight_decay)]
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #d9cd07d3
+# %% ../../../nbs/systems/uniad/04_system.ipynb #76e486e4
 @patch
 def parts(self:UniADSystem):
     "The head, and a backbone that could not be had again"
@@ -132,7 +132,7 @@ def provenance(self:UniADSystem):
     m = self.cfg.model
     return dict(backbone=m.backbone, digest=self.backbone.digest()) if m.pretrained else {}
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #66317704
+# %% ../../../nbs/systems/uniad/04_system.ipynb #86e3363b
 @patch
 def check_provenance(self:UniADSystem, known, where):
     "A head belongs to the features it was trained on"
@@ -182,7 +182,7 @@ def feed(self:UniADSystem, data, fresh):
     if fresh and self.cfg.model.start=='data': self.start_from_data(fed.split('train'))
     return fed
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #aca71bd0
+# %% ../../../nbs/systems/uniad/04_system.ipynb #bccd6ce5
 @patch
 @torch.no_grad()
 def look(self:UniADSystem,
@@ -193,7 +193,7 @@ def look(self:UniADSystem,
     off = dict(distance=out['feature_rec']-out['feature_align'], length=out['feature_align'])
     return {k: x.float().norm(dim=1).cpu() for k,x in off.items()}
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #8104be5f
+# %% ../../../nbs/systems/uniad/04_system.ipynb #289979aa
 @patch
 def calibrated(self:UniADSystem):
     "What good images scored. Raises `CheckpointError` when none was looked at, `ConfigError` for another kind of score"
@@ -207,7 +207,7 @@ def thresholds(self:UniADSystem):
     "Thresholds for the false-alarm rate of the configuration; raises as `calibrated`"
     return self.calibrated().thresholds(self.cfg.score.false_alarm_rate, self.cfg.score.pixel_rate)
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #726786f9
+# %% ../../../nbs/systems/uniad/04_system.ipynb #55947771
 def read_input(
     path, # an image
     size, # (height, width) of the model's images
@@ -239,7 +239,7 @@ def predict_some(self:UniADSystem,
         return ImagePrediction(name, str(path), size, m, self.cfg.model.outstride, self.image_score(m), thresholds)
     return [r if isinstance(r, DataError) else one(*i, r[1]) for i,r in zip(inputs, read)]
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #b5b5e1f9
+# %% ../../../nbs/systems/uniad/04_system.ipynb #56b2de04
 @patch
 def rows(self:UniADSystem, data):
     "Rows of (what, whether it holds, detail) for `vadnb verify`; None is a warning"
