@@ -6,8 +6,8 @@
 __all__ = ['known_bpe', 'SIZES', 'read_bpe', 'clean_text', 'ClipTokenizer', 'tensor_of', 'clip_tokenizer', 'clip_config',
            'architecture', 'last_block_input', 'value_tokens', 'as_map', 'cell_weights', 'region_features',
            'text_features', 'FrameFeatures', 'CLIP', 'normalise_frames', 'encode_text', 'encode_frames',
-           'parameter_parts', 'chunk_rows', 'encode_chunks', 'weights_file', 'read_weights', 'load_reference',
-           'folder_size', 'clip_from_weights', 'clip_from_folder']
+           'parameter_parts', 'chunk_rows', 'encode_chunks', 'load_reference', 'folder_size', 'weights_size',
+           'clip_from_folder']
 
 # %% ../../nbs/models/20_clip.ipynb #0f158e91
 import copy, functools, gzip, html, math, re, warnings
@@ -20,12 +20,12 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, read_json
 from .aggregate import at_least_float32
 from .clip_weights import clip_shape, common_names, copy_weights, stretch_positions
+from .weights import read_weights
+from .weights import weights_file
 
 # %% ../../nbs/models/20_clip.ipynb #a78d8089
 def read_bpe(
@@ -298,7 +298,9 @@ class CLIP(nn.Module):
     def encode_frames(self, frames, **wanted): return encode_frames(self, frames, **wanted)
     def load_reference(self, weights): return load_reference(self, weights)
     @classmethod
-    def from_weights(cls, path, size=None, activation=None, **kwargs): return clip_from_weights(cls, path, size, activation, **kwargs)
+    def from_weights(cls, path, size=None, activation=None, **kwargs): # as in `weights_size`, and options of the class
+        (model := cls(weights_size(path, size, activation), **kwargs)).load_reference(Path(path))
+        return model
     @classmethod
     def from_folder(cls, folder, **kwargs): return clip_from_folder(cls, folder, **kwargs)
 
@@ -441,44 +443,6 @@ def encode_chunks(
     join = lambda vs, order: None if not vs else torch.cat(vs) if order is None else torch.cat(vs)[order.to(vs[0].device)]
     return FrameFeatures(join(image, None), join(dense, row_order), join(region, box_order))
 
-# %% ../../nbs/models/20_clip.ipynb #fb1e5ee6
-_FILES = ('model.safetensors', 'pytorch_model.bin', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
-
-def weights_file(
-    path, # a file, or a folder with one of the names that Hugging Face and open_clip use
-)->Path: # the file of weights
-    "The file that holds the tensors. Raises `CheckpointError` where there is none"
-    path = Path(path)
-    if path.is_dir():
-        found = [path/n for n in _FILES if (path/n).is_file()]
-        if not found: raise CheckpointError(f'{path}: holds no weights; one of {", ".join(_FILES)} is needed')
-        return found[0]
-    if not path.is_file(): raise CheckpointError(f'{path}: no such weights file or folder')
-    return path
-
-# %% ../../nbs/models/20_clip.ipynb #cc9672c2
-_CONVERT = "save_file({k: v.contiguous() for k,v in torch.jit.load('FILE', map_location='cpu').state_dict().items()}, 'model.safetensors')"
-
-def read_weights(
-    path, # a file of tensors (.safetensors, or a .bin or .pt that torch.save wrote), or a folder with one
-)->dict: # name -> tensor
-    "Tensors from disk, never code. Raises `CheckpointError` that names the file"
-    path = weights_file(path)
-    try:
-        with warnings.catch_warnings(): # torch warns of an archive with code and then refuses it; one of the two is enough
-            warnings.simplefilter('ignore')
-            weights = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, OSError) as e: raise CheckpointError(f'{path}: not a readable safetensors file ({e})') from None
-    except Exception as e:
-        if 'TorchScript' in str(e):
-            raise CheckpointError(f"{path}: a TorchScript archive, as OpenAI publishes its models, holds code and is not read; where you trust it, convert it with torch and safetensors: {_CONVERT.replace('FILE', path.name)}") from None
-        raise CheckpointError(f'{path}: not a file of plain tensors ({type(e).__name__}); convert it to safetensors where you trust it') from None
-    # open_clip's training keeps the optimizer beside the weights
-    if isinstance(weights, dict) and isinstance(weights.get('state_dict'), dict): weights = weights['state_dict']
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError(f'{path}: holds no state dict of tensors')
-    return weights
-
 # %% ../../nbs/models/20_clip.ipynb #77cb961f
 _STARTS = {'roi_projection.weight': 'visual_projection.weight', 'region_logit_scale': 'logit_scale', 'hard_negative_logit_scale': 'logit_scale', 'text_filip_projection.weight': 'text_projection.weight'}
 
@@ -519,29 +483,28 @@ def folder_size(
     return size|{k: config[k] for k in ('projection_dim',) if k in config}, size['vision_config'].get('hidden_act', 'quick_gelu')
 
 # %% ../../nbs/models/20_clip.ipynb #e88cfc87
-def clip_from_weights(
-    cls, # `CLIP`, or a class with its constructor
+def weights_size(
     path, # local file or folder in a layout of `clip_weights.LAYOUTS`
     size=None, # a name in `SIZES`, or a dict shaped like `transformers.CLIPConfig`; default: what the folder or the shapes say
     activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu, with a warning where that is a guess
-    **kwargs, # `hard_negative`, `long_text`
-)->CLIP: # a model with these weights; `unused_weights` lists what it had no place for
-    "A CLIP from local weights, never from a network"
+)->dict: # shaped like `transformers.CLIPConfig`
+    "The architecture of local weights, by their description; tensors are looked at only where nothing describes them"
     path = Path(path)
-    if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file; weights are read from local folders and files only')
-    if activation not in (None, 'quick_gelu', 'gelu'): raise ConfigError(f"activation: '{activation}' is unknown; use quick_gelu or gelu")
+    if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file; '
+                                                'weights are read from local folders and files only')
+    if activation not in (None, 'quick_gelu', 'gelu'): raise ConfigError(f"activation: '{activation}' is unknown; "
+                                                                         'use quick_gelu or gelu')
     found,told = folder_size(weights_file(path)) if path.is_dir() else (None, None)
-    weights = read_weights(path)
-    named = common_names(weights, str(path))
-    size = size or found or clip_shape(named.tensors, str(path))
+    size,told = size or found, activation or told
+    if size is None or not told:
+        weights = read_weights(path)
+        named = common_names(weights, str(path))
+        size = size or clip_shape(named.tensors, str(path))
+        if not told and named.layout!='long_text' and 'input_resolution' not in weights:
+            warnings.warn(f"{path}: nothing tells the activation of these weights; quick_gelu is taken, as in OpenAI's "
+                          "models, and most models that open_clip trained need activation='gelu'")
     if isinstance(size, str): clip_config(size); size = SIZES[size]
-    told = activation or told
-    if told: size = {**size, **{part: {**(size.get(part) or {}), 'hidden_act': told} for part in ('vision_config', 'text_config')}}
-    elif named.layout!='fgclip' and 'input_resolution' not in weights:
-        warnings.warn(f"{path}: nothing tells the activation of these weights; quick_gelu is taken, as in OpenAI's models, and most models that open_clip trained need activation='gelu'")
-    model = cls(size, **kwargs)
-    load_reference(model, weights, str(path))
-    return model
+    return {**size, **{k: {**(size.get(k) or {}), 'hidden_act': told} for k in ('vision_config', 'text_config') if told}}
 
 # %% ../../nbs/models/20_clip.ipynb #93093516
 def clip_from_folder(
@@ -553,5 +516,4 @@ def clip_from_folder(
     folder = Path(folder)
     if not folder.is_dir(): raise CheckpointError(f'{folder}: no such model folder; weights are read from local folders only')
     read_json(folder/'config.json', CheckpointError) # without it heads and activation would be a guess
-    folder_size(folder/'model.safetensors')
-    return clip_from_weights(cls, folder, **kwargs)
+    return cls.from_weights(folder, **kwargs)
