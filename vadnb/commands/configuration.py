@@ -62,8 +62,8 @@ def refuse_foreign(
     if '.' in option or option in config_keys(config_class(system)): return
     owners = [k for k,options in offering(what).items() if option in options]
     if owners:
-        raise ConfigError(f"command line: '--{option}' belongs to {' and '.join(owners)}, and nothing in {system} would "
-                          'read it; remove it')
+        raise ConfigError(f"command line: '--{option}' belongs to {' and '.join(owners)}, and nothing in {system} "
+                          'would read it; remove it')
 
 def offered_words(
     name:str, # sub-command
@@ -114,6 +114,7 @@ def explain_keys(
     return (f'\nEvery key of a configuration is an option too. These are the keys of {config}, with its values as '
             f'defaults.\n\n{keys}')
 
+# %% ../../nbs/commands/05_configuration.ipynb #995642a1
 def help_text(
     name:str, # sub-command
     words, # everything after it

@@ -60,7 +60,8 @@ def explain_kinds(
     lines = ['', 'kinds:']
     for kind,f in converters().items():
         notes = parameter_comments(f)
-        lines.append(f"  {kind:16}{inspect.getdoc(f)} (source: {notes.get('source', '')}; target: {notes.get('target', '')})")
+        ends = [f'{k}: {notes[k]}' for k in ('source', 'target') if k in notes]
+        lines.append(f"  {kind:16}{inspect.getdoc(f)} ({'; '.join(ends)})")
         lines += [f'    --{k:12}{notes.get(k, "")}' for k in option_names(f)]
     return '\n'.join(lines)+'\n'
 

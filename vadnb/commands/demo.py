@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train_once', 'look_again', 'play', 'demo_configs', 'demo']
 
-# %% ../../nbs/commands/04_demo.ipynb #2535e3e6
+# %% ../../nbs/commands/04_demo.ipynb #de4b54ad
 import dataclasses, time
 from pathlib import Path
 from .training import ended
@@ -23,7 +23,7 @@ from ..core import did_you_mean
 from ..core import read_yaml
 from ..core import write_json
 
-# %% ../../nbs/commands/04_demo.ipynb #f9d32157
+# %% ../../nbs/commands/04_demo.ipynb #87e3c625
 def train_once(
     cfg, # configuration of a run
 ):
@@ -48,6 +48,7 @@ def look_again(
     print_metrics(metrics, system.cfg.system)
     return system
 
+# %% ../../nbs/commands/04_demo.ipynb #123c8c4d
 def play(
     cfg, # configuration of the demo
     offered, # `Demo` of its system
@@ -61,7 +62,7 @@ def play(
     for _,_,error in saved_results(system, shown, run/'predictions'):
         if error is not None: raise error
 
-# %% ../../nbs/commands/04_demo.ipynb #af318f56
+# %% ../../nbs/commands/04_demo.ipynb #1717c2b7
 def demo_configs(
     demos:dict, # system → `Demo`
     chosen, # systems that are to play
@@ -80,6 +81,7 @@ def demo_configs(
                           f"{' or --only '.join(demos)}")
     return configs
 
+# %% ../../nbs/commands/04_demo.ipynb #2fb9bc7b
 @command
 def demo(
     folder:str='runs', # where worlds and runs go

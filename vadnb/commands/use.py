@@ -63,7 +63,8 @@ def measure(
     system.to(processes.device)
     def look():
         with torch.no_grad():
-            return look_through(system, data, 'test', system.cfg.train, processes.device, processes.world, processes.rank)
+            return look_through(system, data, 'test', system.cfg.train, processes.device, processes.world,
+                                processes.rank)
     scans = processes.to_main(processes.in_all(look))
     return {k: float(v) for k,v in scans[0].join(scans[1:]).metrics().items()} if scans else None
 
@@ -108,6 +109,7 @@ def saved_results(
     from vadnb.results.saving import save_results
     for path in inputs: yield from save_results(results_of(system, path), path, folder, overlay)
 
+# %% ../../nbs/commands/02_use.ipynb #f6706b11
 def tell(
     found, # (lines, files, error) per result
 )->int: # exit code
@@ -164,7 +166,8 @@ def predict(
     system.to(processes.device)
     if processes.main: warn_of_other_weights(system, folder)
     check_inputs(inputs)
-    found = saved_results(system, dealt(inputs, processes.world, processes.rank), out or Path(run)/'predictions', overlay)
+    mine = dealt(inputs, processes.world, processes.rank)
+    found = saved_results(system, mine, out or Path(run)/'predictions', overlay)
     if processes.world>1:
         parts = processes.to_main(processes.in_all(lambda: list(found)))
         found = [row for part in parts or () for row in part]

@@ -50,6 +50,7 @@ def option_names(
     some = inspect.signature(f).parameters.items()
     return [k for k,p in some if p.default is not p.empty and k not in OPEN]
 
+# %% ../../nbs/commands/00_words.ipynb #97b676c6
 def open_parameter(
     f, # a function
 ): # its name, or None

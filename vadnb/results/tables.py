@@ -38,7 +38,7 @@ def interval(
 def metric_rows(
     metrics:dict, # metric → value, 'baseline/<metric>/<name>' → value
 )->list: # lines
-    "Tables of metrics, each with its trivial baselines and, where it is known, its interval; one table per set of baselines"
+    "Tables of metrics, each with its trivial baselines and, where it is known, its interval; one per set of baselines"
     words,lines = (lambda name: name.replace('_', ' ')), []
     value = lambda key: f'{metrics[key]:.3f}' if key in metrics else ''
     for kinds,names in by_baselines(metrics).items():
