@@ -81,8 +81,8 @@ def memory_advice(
     system = system_at_hand(words[0], part_words(words[1:], option_names(COMMANDS[words[0]]), True)[0])
     own = offer(system, 'MEMORY') if system else None
     first = f'{own} or ' if own else ''
-    return (f"the GPU is out of memory; lower {first}'train.batch_size' (raise 'train.accumulate' to make up for it), or "
-            'set train.gradient_checkpointing true')
+    return (f"the GPU is out of memory; lower {first}'train.batch_size' (raise 'train.accumulate' to make up for it), "
+            'or set train.gradient_checkpointing true')
 
 # %% ../nbs/70_cli.ipynb #34b187cf
 def complain_of_system(
