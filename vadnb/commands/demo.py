@@ -7,6 +7,7 @@ __all__ = ['train_once', 'look_again', 'play', 'demo_configs', 'demo']
 
 # %% ../../nbs/commands/04_demo.ipynb #de4b54ad
 import dataclasses, time
+from collections import Counter
 from pathlib import Path
 from .training import ended
 from .training import print_metrics
@@ -36,7 +37,7 @@ def train_once(
 
 def look_again(
     run:Path, # run folder
-): # the system of its best checkpoint
+): # the system of its best checkpoint, and the name of that
     "Measure the test data, write and print the metrics"
     from vadnb.systems.registry import load_run
     system,checkpoint = load_run(run)
@@ -46,9 +47,9 @@ def look_again(
     write_json(run/'eval.json', dict(checkpoint=checkpoint.name, metrics=metrics))
     print(f'\n{n} test {data.noun} ({checkpoint.name}):')
     print_metrics(metrics, system.cfg.system)
-    return system
+    return system, checkpoint.name
 
-# %% ../../nbs/commands/04_demo.ipynb #123c8c4d
+# %% ../../nbs/commands/04_demo.ipynb #2261f33b
 def play(
     cfg, # configuration of the demo
     offered, # `Demo` of its system
@@ -58,8 +59,8 @@ def play(
     print(line, flush=True)
     train_once(cfg)
     run = Path(cfg.runs)/cfg.name
-    system = look_again(run)
-    for _,_,error in saved_results(system, shown, run/'predictions'):
+    system,checkpoint = look_again(run)
+    for _,_,error in saved_results(system, checkpoint, shown, run/'predictions', False, Counter()):
         if error is not None: raise error
 
 # %% ../../nbs/commands/04_demo.ipynb #1717c2b7
@@ -81,7 +82,7 @@ def demo_configs(
                           f"{' or --only '.join(demos)}")
     return configs
 
-# %% ../../nbs/commands/04_demo.ipynb #2fb9bc7b
+# %% ../../nbs/commands/04_demo.ipynb #7aa66e92
 @command
 def demo(
     folder:str='runs', # where worlds and runs go

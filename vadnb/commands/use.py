@@ -8,6 +8,7 @@ __all__ = ['shared_out', 'dealt', 'measured_split', 'measure', 'eval_', 'results
 
 # %% ../../nbs/commands/02_use.ipynb #702473cb
 import dataclasses, sys
+from collections import Counter
 from pathlib import Path
 from .training import print_metrics
 from .words import bar
@@ -94,37 +95,48 @@ def eval_(
 def results_of(
     system, # in eval mode
     path, # input
+    counts, # its 'scored' and 'lost' grow
 ): # results, and errors in the place of what is damaged
     "What a system says of an input; data that it refuses take their place among the results"
-    try: yield from system.predict(path)
-    except DataError as e: yield e
+    def found():
+        try: yield from system.predict(path)
+        except DataError as e: yield e
+    for result in found():
+        counts['lost' if isinstance(result, Exception) else 'scored'] += 1
+        yield result
+        # while the next is predicted, nothing of this one is held
+        result = None
 
 def saved_results(
     system, # in eval mode
+    checkpoint:str, # name of its checkpoint
     inputs, # paths
     folder, # where results go
-    overlay:bool=False, # also what was found drawn into the input
-): # (lines, files, error) per result
-    "Score inputs one after the other and save what is said of them"
+    overlay:bool, # also what was found drawn into the input
+    counts, # its 'scored' and 'lost' grow
+): # (lines, files, error) of what is saved
+    "Score inputs one after the other and save what is said of them, with its source"
     from vadnb.results.saving import save_results
-    for path in inputs: yield from save_results(results_of(system, path), path, folder, overlay)
+    from vadnb.results.saving import signed_results
+    cfg,written = system.cfg, {}
+    for path in inputs:
+        found = signed_results(results_of(system, path, counts), cfg.system, cfg.name, checkpoint)
+        yield from save_results(found, path, folder, overlay, written)
 
-# %% ../../nbs/commands/02_use.ipynb #f6706b11
+# %% ../../nbs/commands/02_use.ipynb #1d93059d
 def tell(
-    found, # (lines, files, error) per result
+    found, # (lines, files, error) of what is saved
+    counts, # how many were 'scored' and 'lost', when all of `found` is there
 )->int: # exit code
     "Print results as they come; what could not be scored is told on stderr, and counted at the end"
-    n,errors = 0, []
+    code = 0
     for lines,files,error in found:
-        n += 1
-        if error is not None:
-            errors.append(error)
-            complain(error)
-            continue
+        if error is not None: code = complain(error); continue
         for line in lines: print(line)
         print(f"  {', '.join(map(str, files[:6]))}{f' and {len(files)-6} more' if files[6:] else ''}")
-    if errors and n>1: complain(f'{len(errors)} of {n} could not be scored')
-    return 2 if errors else 0
+    n = counts['scored']+counts['lost']
+    if counts['lost'] and n>1: complain(f"{counts['lost']} of {n} could not be scored")
+    return code
 
 # %% ../../nbs/commands/02_use.ipynb #78538685
 def check_inputs(
@@ -167,11 +179,12 @@ def predict(
     if processes.main: warn_of_other_weights(system, folder)
     check_inputs(inputs)
     mine = dealt(inputs, processes.world, processes.rank)
-    found = saved_results(system, mine, out or Path(run)/'predictions', overlay)
+    counts = Counter()
+    found = saved_results(system, folder.name, mine, out or Path(run)/'predictions', overlay, counts)
     if processes.world>1:
-        parts = processes.to_main(processes.in_all(lambda: list(found)))
-        found = [row for part in parts or () for row in part]
-    return tell(found)
+        parts = processes.to_main((processes.in_all(lambda: list(found)), counts)) or ()
+        found,counts = [row for rows,_ in parts for row in rows], sum((c for _,c in parts), Counter())
+    return tell(found, counts)
 
 # %% ../../nbs/commands/02_use.ipynb #0ec894b0
 @command
