@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['print_metrics', 'ended', 'report_failure', 'train', 'verify', 'lr_find']
 
-# %% ../../nbs/commands/01_training.ipynb #c48e8206
+# %% ../../nbs/commands/01_training.ipynb #3bf5c976
 import contextlib, os
 from pathlib import Path
 from .words import command
@@ -17,7 +17,7 @@ from ..core import VadnbError
 from ..core import read_jsonl
 from ..core import write_json
 
-# %% ../../nbs/commands/01_training.ipynb #095e799c
+# %% ../../nbs/commands/01_training.ipynb #4af29fd8
 def print_metrics(
     metrics:dict, # name → value
     system:str, # whose they are
@@ -37,7 +37,7 @@ def ended(
     rows = read_jsonl(log) if log.is_file() else []
     return rows[-1]['status'] if rows and rows[-1]['kind']=='end' else ''
 
-# %% ../../nbs/commands/01_training.ipynb #40e91c72
+# %% ../../nbs/commands/01_training.ipynb #e341ed3c
 def report_failure(
     cfg, # configuration of the run
 ):
@@ -66,11 +66,11 @@ def train(
     if not learner.main: return
     report = write_report(learner.run)
     print(f"{learner.log.last('end')['status']} at step {learner.step} of {learner.total_steps}: {learner.run}")
+    if learner.metrics: print_metrics(learner.metrics, cfg.system)
     if learner.valid is None: print('no validation data: the last checkpoint is the chosen one')
-    print_metrics(learner.metrics, cfg.system)
     print(f'report: {report}')
 
-# %% ../../nbs/commands/01_training.ipynb #f0ba4a94
+# %% ../../nbs/commands/01_training.ipynb #9714d8e9
 @command
 def verify(
     config:str='', # a shipped configuration by name, or a YAML file
@@ -89,7 +89,7 @@ def verify(
     print('ready to train' if ready else 'not ready')
     return 0 if ready else 1
 
-# %% ../../nbs/commands/01_training.ipynb #a0fc927e
+# %% ../../nbs/commands/01_training.ipynb #a3c54cb9
 @command
 def lr_find(
     config:str='', # a shipped configuration by name, or a YAML file

@@ -48,7 +48,7 @@ def measured_split(
     "What `vadnb eval` measures; raises `ConfigError` with the keys that name it"
     found = data.split('test')
     if found is None:
-        keys = [f'--{k}' for k in getattr(data, 'test_keys', ('data.test',))]
+        keys = [f'--{k}' for k in data.test_keys]
         raise ConfigError("the run's configuration names no test data; set "
                           f"{'one of ' if keys[1:] else ''}{', '.join(keys)}")
     return found
@@ -123,7 +123,7 @@ def saved_results(
         found = signed_results(results_of(system, path, counts), cfg.system, cfg.name, checkpoint)
         yield from save_results(found, path, folder, overlay, written)
 
-# %% ../../nbs/commands/02_use.ipynb #1d93059d
+# %% ../../nbs/commands/02_use.ipynb #99b12bdd
 def tell(
     found, # (lines, files, error) of what is saved
     counts, # how many were 'scored' and 'lost', when all of `found` is there
