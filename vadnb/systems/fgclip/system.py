@@ -41,7 +41,7 @@ from ...train.feed import run_length
 from ...train.optim import split_decay
 from ...train.system import System
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #9d23a933
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #43e13374
 # the largest value that is believed
 LARGEST = dict(hidden_size=2**14, intermediate_size=2**16, projection_dim=2**14, num_hidden_layers=256,
                num_attention_heads=256, num_channels=16, image_size=2**12, patch_size=2**10, vocab_size=10**6,
@@ -49,25 +49,25 @@ LARGEST = dict(hidden_size=2**14, intermediate_size=2**16, projection_dim=2**14,
 
 def check_part(
     values, # one section of an architecture
-    where:str, # its name
+    where:str='', # its name; '' for the whole
 ):
     "Raise `CheckpointError` for what is no plain description of a network"
+    says = 'architecture of the checkpoint: '+where
     if not isinstance(values, dict):
-        raise CheckpointError(f'architecture of the checkpoint: {where} must be a mapping, found {values!r:.60}')
+        raise CheckpointError(f'{says} must be a mapping, found {values!r:.60}')
     for k,v in values.items():
-        if isinstance(v, dict): continue
-        whole = isinstance(v, int) and not isinstance(v, bool)
-        fine = whole and 0<v<=LARGEST[k] if k in LARGEST else v is None or whole or isinstance(v, float) and abs(v)<=1e6
+        number = isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v)<=1e6
+        fine = isinstance(v, int) and number and 0<v<=LARGEST[k] if k in LARGEST else v is None or number
         if k=='hidden_act': fine = isinstance(v, str) and v in ACT2FN
-        if not fine:
-            raise CheckpointError(f'architecture of the checkpoint: {where}{k} cannot be {v!r:.60}')
+        if not (fine or isinstance(v, dict) and not where):
+            raise CheckpointError(f"{says}{'.' if where else ''}{k} cannot be {v!r:.60}")
 
 def known_architecture(
     value, # as a checkpoint has it
 )->dict: # the same
     "An architecture that a CLIP can be made of; raises `CheckpointError` with the name of what is wrong"
-    check_part(value, '')
-    for part in ('vision_config', 'text_config'): check_part(value.get(part), f'{part}.')
+    check_part(value)
+    for part in ('vision_config', 'text_config'): check_part(value.get(part), part)
     try: clip_config(value)
     except ConfigError as e: raise CheckpointError(f'architecture of the checkpoint: {e}') from None
     return value
@@ -105,7 +105,7 @@ class FGCLIP(System):
         self.clip.clamp_scales()
         for bank in self.banks().values(): bank.step()
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #24fafc0d
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #5787d2eb
 def make_clip(
     cfg, # `Config`
     architecture=None, # plain data of a checkpoint; None: that of the weights, or of a random start
@@ -147,7 +147,7 @@ def groups(self:FGCLIP):
     return [g for part,params in parts.items()
             for g in split_decay(part, params.values(), o.lr*getattr(r, part), o.weight_decay)]
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #eeee8dec
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #12639112
 @patch
 def features(self:FGCLIP, batch):
     "What the losses compare"
@@ -214,7 +214,7 @@ def scan(self:FGCLIP, data, split):
     "→ a fresh `FrameScan` for a pass over a split; of a test set it also gives what every class has"
     return FrameScan(self.prompts(), data.split(split), self.cfg.score, self.cfg.seed, full=split=='test')
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #5efbf4b2
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #0b99b504
 @patch
 @torch.no_grad()
 def predict(self:FGCLIP,
