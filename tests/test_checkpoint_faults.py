@@ -54,7 +54,7 @@ def test_killed_at_every_operation_on_a_file(tmp_path):
         folder = tmp_path/str(number)
         while len(children)<3: children.append(start(number+len(children)))
         child = children.pop(0)
-        child.join(60)
+        child.join(300)
         if child.exitcode==0: break
         assert child.exitcode==-signal.SIGKILL
         without += whole(folder/'run')==0
@@ -65,7 +65,7 @@ def test_killed_at_every_operation_on_a_file(tmp_path):
         assert [os.readlink(folder/'run'/n) for n in ('best', 'last')]==[os.readlink(tmp_path/'whole'/n) for n in ('best', 'last')]
         assert not [p.name for p in (folder/'run').iterdir() if p.name[0]=='.' and p.name!='.lock']
         shutil.rmtree(folder)
-    for child in children: child.join(60)
+    for child in children: child.join(300)
     assert number>40 and 10<without<30
 
 FAT = dict(ballast=1_500_000, epochs=None, steps=40, unit='step', evaluate_every=5, accumulate=1)

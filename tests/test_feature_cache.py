@@ -117,7 +117,7 @@ def test_a_kill_leaves_whole_shards(data, tmp_path, moment):
         if moment.startswith('before'): os.replace = second
         ask(data(), tmp_path/'c', encode=lambda x: die() if moment.startswith('in') and torch.equal(x[-1], data()[11]['image']) else encode(x))
     p = processes.Process(target=work)
-    p.start(); p.join(30)
+    p.start(); p.join(300)
     assert p.exitcode==-signal.SIGKILL
     n = 1 if moment.startswith('before') else 3
     stale = list((tmp_path/'c'/folder_name(KEY)).glob('.*.tmp'))
@@ -259,7 +259,7 @@ def test_two_at_once(data, tmp_path):
         os._exit(0)
     group = [processes.Process(target=work, args=(rank,)) for rank in (0, 1)]
     for p in group: p.start()
-    for p in group: p.join(60)
+    for p in group: p.join(300)
     for p in group: p.kill()
     assert [p.exitcode for p in group]==[0, 0]
     assert [(tmp_path/f'decoded{rank}').read_text() for rank in (0, 1)]==['12', '0']

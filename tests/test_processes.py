@@ -30,7 +30,7 @@ def start(out, f, *words, world=2, **named):
     for p in group: p.start()
     return group
 
-def ended(group, seconds=30):
+def ended(group, seconds=300):
     "Exit codes; a process that hangs is killed and fails the test"
     deadline = time.time()+seconds
     for p in group: p.join(max(0, deadline-time.time()))
@@ -207,10 +207,10 @@ def test_torchrun(tmp_path):
     named = dict(batch_size=2, epochs=None, steps=100_000, unit='step', save_every=100_000, evaluate_every=100_000)
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', here/'toy_system.py', json.dumps([str(tmp_path), 'run', named])]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log,deadline = tmp_path/'run'/'log.jsonl', time.time()+90
+    log,deadline = tmp_path/'run'/'log.jsonl', time.time()+600
     while (not log.exists() or len(rows(tmp_path/'run', 'train'))<2) and process.poll() is None and time.time()<deadline: time.sleep(.05)
     process.send_signal(signal.SIGTERM)
-    out,err = process.communicate(timeout=60)
+    out,err = process.communicate(timeout=300)
     assert log.exists(), err[-2000:]
     end = rows(tmp_path/'run', 'end')
     assert end and (end[-1]['status'], end[-1]['reason'])==('stopped', 'received SIGTERM'), err[-2000:]

@@ -22,7 +22,7 @@ def start(words):
     return process
 
 def finish(process):
-    process.join(240)
+    process.join(600)
     return process.exitcode
 
 def train(shared, runs, name):
@@ -40,7 +40,7 @@ def runs(shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
     assert finish(train(shared, folder, 'whole'))==0
     process = train(shared, folder, 'killed')
-    deadline = time.time()+180
+    deadline = time.time()+600
     while not (folder/'killed'/'checkpoints'/'step-000004').exists() and process.is_alive() and time.time()<deadline: time.sleep(.01)
     os.kill(process.pid, signal.SIGKILL)
     assert finish(process)==-signal.SIGKILL, 'the run was over before it could be killed'

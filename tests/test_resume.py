@@ -211,7 +211,7 @@ def test_a_signal_is_answered_with_a_checkpoint(tmp_path, number, workers):
     child.start()
     wait_for(lambda: (tmp_path/'run'/'log.jsonl').exists() and len(rows(tmp_path/'run', 'train'))>3, child)
     os.killpg(child.pid, number)
-    child.join(20)
+    child.join(300)
     assert child.exitcode==0
     end = rows(tmp_path/'run', 'end')[-1]
     assert (end['status'], end['reason'])==('stopped', f'received {number.name}')
@@ -219,7 +219,7 @@ def test_a_signal_is_answered_with_a_checkpoint(tmp_path, number, workers):
 
 def in_own_group(folder, workers): os.setpgrp(); slow_training(folder, workers)
 
-def wait_for(done, child, seconds=30):
+def wait_for(done, child, seconds=300):
     deadline = time.time()+seconds
     while not done():
         assert time.time()<deadline and child.is_alive(), 'it did not come so far'

@@ -172,7 +172,7 @@ def test_killed_while_drawing(tmp_path):
     for number in range(1, 20):
         folder = tmp_path/str(number)
         child = processes.Process(target=killed_while_drawing, args=(folder, number))
-        child.start(); child.join(60)
+        child.start(); child.join(300)
         if child.exitcode==0: break
         assert child.exitcode==-signal.SIGKILL
         done = len(checkpoint_folders(folder/'run'))
@@ -321,7 +321,7 @@ def killed(*words, at, **named):
 
 def kill(*words, **named):
     child = processes.Process(target=killed, args=words, kwargs=named)
-    child.start(); child.join(60)
+    child.start(); child.join(300)
     assert child.exitcode==-signal.SIGKILL
 
 @pytest.mark.parametrize('form,then', [('first', None), ('first/checkpoints/step-000006', None), ('first/last', None), ('first', 'goes on'), ('first/checkpoints/step-000006', 'is removed')])

@@ -70,7 +70,7 @@ def in_child(work, *args, wait=60):
 
 def together(*works):
     group = [in_child(w, wait=0) for w in works]
-    for p in group: p.join(60)
+    for p in group: p.join(300)
     for p in group: p.kill()
     return [p.exitcode for p in group]
 
@@ -140,14 +140,14 @@ def test_who_waits_says_so(tmp_path):
     p = in_child(other, wait=0)
     while not (tmp_path/'in').exists(): time.sleep(.01)
     with Store(tmp_path, KEY, say=said.append).locked(False): pass
-    p.join(30)
+    p.join(300)
     assert said==[f'store: waits for another process that works in {Store(tmp_path, KEY).folder}']
 
 def test_a_child_does_not_hold_on(tmp_path):
     "A loading process that outlives the lock of its parent"
     with Store(tmp_path, KEY).locked(True): p = in_child(lambda: time.sleep(30), wait=0)
     with Store(tmp_path, KEY, say=lambda line: pytest.fail(line)).locked(True): pass
-    p.kill(); p.join(30)
+    p.kill(); p.join(300)
 
 # ---------------------------------------------------------------- kills and full disks
 
@@ -178,7 +178,7 @@ def test_kills_at_any_moment(tmp_path):
     for wait in np.linspace(.005, .12, 12):
         p = in_child(lambda: ask(tmp_path, maker=Maker(before=lambda name: time.sleep(.003))), wait=0)
         time.sleep(wait)
-        p.kill(); p.join(30)
+        p.kill(); p.join(300)
         for path in files(tmp_path): read_shard(path, KEY)
     rows,_,_ = ask(tmp_path)
     right(rows)

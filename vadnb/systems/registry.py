@@ -13,7 +13,6 @@ from ..config import find_config
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import did_you_mean
-from ..core import read_json
 from ..core import read_yaml
 
 # %% ../../nbs/systems/59_registry.ipynb #10e8eae2
@@ -57,26 +56,22 @@ def load_run(
     overrides=(), # command-line words for the stored configuration
 ): # (system in eval mode, checkpoint folder)
     "A trained system from its run folder; raises `CheckpointError` or `ConfigError`"
+    from vadnb.train.card import load_parts, read_card, take_averages
     from vadnb.train.checkpoint import find_checkpoint
-    from vadnb.train.checkpoint import load_calibration
-    from vadnb.train.checkpoint import load_weights
-    from vadnb.train.checkpoint import read_part
-    from vadnb.train.optim import averaged_state
     run = Path(run)
     folder = find_checkpoint(run, 'last' if which=='best' and run.is_dir() and not (run/'best').exists() else which)
     config = run/'config.yaml'
     if not config.is_file():
         raise CheckpointError(f'{run}: holds no config.yaml, so it is no run folder; give a folder that `vadnb train` '
                               'made')
+    card = read_card(folder)
     cfg = load_config(config, list(overrides))
-    known = run/'architecture.json'
-    # the weights of the checkpoint are all that is needed: those that training started from may be gone
-    system = cfg.build(**dict(architecture=read_json(known, CheckpointError)) if known.is_file() else {})
-    tensors,part = read_part(folder, 'model'), 'model'
-    # averages are kept of what trains: they take the place of the last weights, and what is frozen stays
-    if (folder/'ema.safetensors').is_file():
-        frozen = {k: v for k,v in tensors.items() if k not in averaged_state(system)}
-        tensors,part = frozen | read_part(folder, 'ema'), 'ema'
-    load_weights(system, tensors, f'{folder}/{part}.safetensors')
-    load_calibration(system, folder)
+    if card['system']!=cfg.system:
+        raise CheckpointError(f"{folder}/card.json: is of {card['system']}, and {config} of {cfg.system}; copy the run again")
+    # the checkpoint and what is frozen are all that is needed: the weights that training started from may be gone
+    system = cfg.build(card['facts'])
+    system.start(False)
+    system.check_provenance(card['provenance'], folder/'card.json')
+    load_parts(system, folder, card)
+    take_averages(system, folder)
     return system.eval(), folder

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['Callback', 'handlers', 'RunLog', 'peak_memory', 'LogLosses', 'Evaluate', 'Averaging', 'Pictures', 'Checkpoints',
-           'EarlyStopping', 'Progress', 'add_graph', 'Trackers']
+           'EarlyStopping']
 
 # %% ../../nbs/train/53_callbacks.ipynb #771bdc56
-import contextlib, io, json, math, resource, sys, time, warnings
+import json, math, resource, sys, time
 from pathlib import Path
-import numpy as np
 import torch
-from tqdm.auto import tqdm
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
@@ -20,13 +18,16 @@ from ..core import append_jsonl
 from ..core import read_jsonl
 from ..core import write_atomic
 from ..plots import save_figure
+from .card import beside_parts
+from .card import system_parts
 from .checkpoint import checkpoint_folders
-from .checkpoint import kept_random_state
 from .checkpoint import point
+from .checkpoint import read_part
 from .checkpoint import remove_old
 from .checkpoint import save_checkpoint
+from .going_on import loop_state
+from .going_on import process_state
 from .optim import AveragedWeights
-from .optim import whole_state
 
 # %% ../../nbs/train/53_callbacks.ipynb #ea8a9027
 class Callback:
@@ -110,7 +111,7 @@ class LogLosses(Callback):
         # a row without a single batch that could be read would say nothing
         if L.step%L.cfg.train.log_every and L.step!=L.total_steps or not self.count: return
         # one exchange between processes and one read from the device, however many losses there are
-        means = dict(zip(self.sums, (L.mean_over_processes(torch.stack(list(self.sums.values())))/self.count).tolist()))
+        means = dict(zip(self.sums, (L.processes.mean(torch.stack(list(self.sums.values())))/self.count).tolist()))
         seconds = time.perf_counter()-self.start
         rates = {f"lr/{g['name']}": g['lr'] for g in L.optimizer.param_groups}
         norm = {} if L.grad_norm is None else dict(grad_norm=float(L.grad_norm))
@@ -167,7 +168,8 @@ class Averaging(Callback):
     def state_dict(self): return dict(updates=self.weights.updates)
     def load_state_dict(self, state):
         self.begin()
-        self.weights.load(self.learner.read_part('ema'), state['updates'], f'{self.learner.source}/ema.safetensors')
+        source = self.learner.source
+        self.weights.load(read_part(source, 'ema'), state['updates'], f'{source}/ema.safetensors')
 
 # %% ../../nbs/train/53_callbacks.ipynb #22dec36a
 class Pictures(Callback):
@@ -184,7 +186,7 @@ class Pictures(Callback):
 
     def draw(self):
         L = self.learner
-        with L.evaluating(): figures = L.system.pictures()
+        with L.evaluating(): figures = L.scan.pictures()
         for name in figures:
             if not name or '/' in name or name.startswith('.'):
                 raise DataError(f"picture '{name}': its name must be that of a plain file")
@@ -201,7 +203,7 @@ class Checkpoints(Callback):
     saved = None
     def before_fit(self):
         L = self.learner
-        held = L.in_main(lambda: {int(p.name[5:]): p for p in checkpoint_folders(L.run)})
+        held = L.processes.in_main(lambda: {int(p.name[5:]): p for p in checkpoint_folders(L.run)})
         if L.step in held: self.saved = L.step
         for name,step in [('best', L.callback(Evaluate).best_step), ('last', max(held, default=None))]:
             if L.main and step in held: point(L.run, name, held[step])
@@ -215,12 +217,11 @@ class Checkpoints(Callback):
 
     def save(self):
         L = self.learner
-        parts = dict(model=whole_state(L.system), state=L.state(L.from_all_processes(L.process_state())))
+        parts = system_parts(L.system) | dict(state=loop_state(L, L.processes.from_all(process_state(L))))
         if L.cfg.train.ema: parts['ema'] = L.callback(Averaging).weights.average
-        if L.system.calibration is not None:
-            parts['calibration'] = dict(step=L.system.calibrated_at, value=L.system.calibration)
+        beside = beside_parts(L.system, L.data, L.cfg.system)
         best,keep = L.callback(Evaluate).best_step==L.step, L.cfg.train.keep or 0
-        path = L.in_main(lambda: save_checkpoint(L.run, L.step, parts, keep, best))
+        path = L.processes.in_main(lambda: save_checkpoint(L.run, L.step, parts, keep, best, beside))
         L.log.row('checkpoint', L.step, path=f'checkpoints/{path.name}')
         self.saved = L.step
 
@@ -237,102 +238,3 @@ class EarlyStopping(Callback):
         self.judge()
     def state_dict(self): return dict(waited=self.waited)
     def load_state_dict(self, state): self.waited = state['waited']
-
-# %% ../../nbs/train/53_callbacks.ipynb #35f3a49b
-class Progress(Callback):
-    "A progress bar with loss, learning rate and data wait"
-    order,bar = 50, None
-    def before_fit(self):
-        L = self.learner
-        if not L.main: return
-        self.bar = tqdm(total=L.total_steps, initial=L.step, desc=L.cfg.name, unit='step', file=sys.stderr, mininterval=.2,
-                        dynamic_ncols=True, disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules))
-        L.log.listeners.append(self.show)
-
-    def after_step(self):
-        if self.bar is not None: self.bar.update()
-
-    def show(self, row):
-        if row['kind']=='train':
-            rate = max(v for k,v in row.items() if k.startswith('lr/'))
-            says = f"loss {row['loss']:.4g}, lr {rate:.2g}, data wait {row['data_wait']:.0%}"
-            if self.bar.disable:
-                print(f"{self.learner.cfg.name} step {row['step']}/{self.learner.total_steps}: {says}", file=sys.stderr)
-            else: self.bar.set_postfix_str(says)
-        elif row['kind']=='valid':
-            self.learner.say(f"step {row['step']}: "
-                             "" + ', '.join(f'{k} {v:.4g}' for k,v in row.items() if isinstance(v, float) and k!='epoch' and '/' not in k))
-
-    def after_fit(self):
-        if self.bar is not None: self.bar.close()
-    on_error = after_fit
-
-# %% ../../nbs/train/53_callbacks.ipynb #b3288db1
-def add_graph(
-    writer, # TensorBoard's SummaryWriter
-    module, # an nn.Module; it may give a dict of tensors
-    inputs, # tuple of example inputs, on the module's device
-):
-    "Write a module's graph; random states and the mode of every part are as they were. What tracing raises, it raises"
-    modes = {part: part.training for part in module.modules()}
-    try:
-        # the tracer prints and warns; what matters of it is in the error
-        with kept_random_state(), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')
-            module.eval()
-            writer.add_graph(module, inputs, use_strict_trace=False)
-    finally:
-        for part,mode in modes.items(): part.training = mode
-
-# %% ../../nbs/train/53_callbacks.ipynb #020e17d3
-class Trackers(Callback):
-    "Send numbers, pictures and the graph to TensorBoard, numbers and pictures to Weights & Biases"
-    order = 60
-    def before_fit(self):
-        L = self.learner
-        known = (L.run/'tensorboard').is_dir()
-        L.accelerator.init_trackers('tensorboard', init_kwargs=dict(tensorboard=dict(purge_step=L.step+1) if known else {}, wandb=dict(name=L.cfg.name, dir=str(L.run))))
-        if not L.main: return
-        L.log.listeners.append(self.send)
-        if L.source is None or not known: self.draw_graph()
-
-    @contextlib.contextmanager
-    def writing(self):
-        "A disk that refuses is the user's to mend"
-        try: yield
-        except OSError as e:
-            raise CheckpointError(f"{self.learner.run}: trackers cannot write ({e.strerror or e}); free some space, or "
-                                  "train without them: --train.trackers []") from None
-
-    def send(self, row):
-        if row['kind'] not in ('train', 'valid'): return
-        values = {f"{row['kind']}/{k}": v for k,v in row.items() if isinstance(v, float)}
-        with self.writing(): self.learner.accelerator.log(values, step=row['step'])
-
-    def after_pictures(self):
-        from PIL import Image
-        L = self.learner
-        images = {f'pictures/{p.stem}': np.asarray(Image.open(p).convert('RGB'))[None] for p in L.pictures}
-        with self.writing():
-            for tracker in L.accelerator.trackers:
-                tracker.log_images(images, step=L.step, **(dict(dataformats='NHWC') if tracker.name=='tensorboard' else {}))
-
-    def draw_graph(self):
-        L = self.learner
-        board = next((t for t in L.accelerator.trackers if t.name=='tensorboard'), None)
-        if board is None: return
-        with kept_random_state(): found = L.system.graph()
-        if found is None: return
-        module,inputs = found
-        with self.writing():
-            try: add_graph(board.writer, module, tuple(x.to(L.device) for x in inputs)); board.writer.flush()
-            except OSError: raise
-            # a model that the tracer cannot follow trains all the same, whatever it stumbled over
-            except Exception as e:
-                L.note(f"TensorBoard gets no graph: {type(e).__name__}: "
-                       f"{(str(e).strip() or '?').splitlines()[0][:200]}")
-
-    def after_fit(self):
-        # `end_training` would also take down the process group, which is not ours to end
-        for tracker in self.learner.accelerator.trackers: tracker.finish()
-    on_error = after_fit

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_tree', 'join_tree', 'random_state', 'set_random_state', 'kept_random_state', 'optimizer_state',
            'load_optimizer_state', 'write_part', 'checkpoint_folders', 'save_checkpoint', 'point', 'remove_old',
-           'set_aside', 'read_part', 'find_checkpoint', 'load_weights', 'load_calibration', 'lock_run']
+           'set_aside', 'read_part', 'find_checkpoint', 'load_weights', 'lock_run']
 
 # %% ../../nbs/train/52_checkpoint.ipynb #188a916f
 import fcntl, json, math, os, random, re, shutil
@@ -139,6 +139,7 @@ def save_checkpoint(
     parts:dict, # part name → tree
     keep:int=3, # newest checkpoints to keep; the best one always stays
     best:bool=False, # whether this is the best one so far
+    beside=None, # file name → text that lies beside the parts
 )->Path: # the finished folder
     "Write `checkpoints/step-NNNNNN` in one step; raises `CheckpointError` and leaves older ones alone when the disk refuses"
     top = Path(run)/'checkpoints'
@@ -148,6 +149,7 @@ def save_checkpoint(
         remove_old(run, 0)
         tmp.mkdir()
         for name,tree in parts.items(): write_part(tmp, name, tree)
+        for name,text in (beside or {}).items(): (tmp/name).write_text(text, encoding='utf-8')
         for f in tmp.iterdir():
             with open(f, 'rb') as h: os.fsync(h.fileno())
         sync_folder(tmp)
@@ -232,7 +234,7 @@ def find_checkpoint(
 )->Path: # checkpoint folder
     "The checkpoint of a run by name; raises `CheckpointError` with what there is"
     run = Path(run)
-    if (run/'model.safetensors').is_file() or run.is_dir() and re.fullmatch(r'step-\d+', run.name): return run.resolve()
+    if (run/'card.json').is_file() or run.is_dir() and re.fullmatch(r'step-\d+', run.name): return run.resolve()
     if not run.is_dir():
         raise CheckpointError(f'{run}: no such run{did_you_mean(run.name, [p.name for p in run.parent.iterdir()] if run.parent.is_dir() else [])}')
     found = checkpoint_folders(run)
@@ -261,20 +263,6 @@ def load_weights(
         raise CheckpointError(f"{where}: does not fit this model: {'; '.join(says)}; use the configuration it was "
                               "trained with")
     module.load_state_dict(tensors)
-
-# %% ../../nbs/train/52_checkpoint.ipynb #0e13c416
-def load_calibration(
-    system, # its `calibration` and `calibrated_at` are set; to None where the checkpoint holds none
-    folder, # checkpoint folder
-):
-    "Give a system what evaluation had found out when a checkpoint was saved; tensors are on the CPU"
-    held = dict(step=None, value=None)
-    if any((Path(folder)/f'calibration.{ending}').is_file() for ending in ('safetensors', 'json')):
-        held = read_part(folder, 'calibration')
-    if set(held)!={'step', 'value'}:
-        raise CheckpointError(f'{folder}/calibration.json: missing or damaged; use another checkpoint, or remove '
-                              'calibration.safetensors too and evaluate again')
-    system.calibration,system.calibrated_at = held['value'], held['step']
 
 # %% ../../nbs/train/52_checkpoint.ipynb #af4d1719
 def lock_run(

@@ -109,7 +109,7 @@ class GroupsCheck(Check):
         says = '; '.join(f'{len(names)} parameters are {self.words[k]} ({a_few_of(names)})'
                          for k,names in faults.items())
         if faults:
-            self.find('fault', f'{says}; correct param_groups() of {type(self.learner.system).__name__}', **faults)
+            self.find('fault', f'{says}; correct groups() of {type(self.learner.system).__name__}', **faults)
 
 # %% ../../nbs/train/54_health.ipynb #41b869ed
 class RatesCheck(Check):
@@ -171,7 +171,7 @@ class FiniteCheck(Check):
         found = torch.stack([*(d['loss'].detach() for d in losses), *self.norms]).tolist()
         bad = [not math.isfinite(v) for v in found]
         self.losses,self.norms,L.names = [], [], []
-        if L.in_any(any(bad)): self.blame(losses, names, bad[:len(losses)])
+        if L.processes.in_any(any(bad)): self.blame(losses, names, bad[:len(losses)])
 
     def after_step(self):
         if self.learner.accelerator.scaler: self.count_skips()
@@ -193,7 +193,7 @@ def blame(self:FiniteCheck, losses, names, bad):
     L = self.learner
     listed = lambda names: [str(n) for n in (names if isinstance(names, (list, tuple)) else [names])]
     mine = [(b, {k: str(v.item()) for k,v in d.items()}, listed(ns)) for b,d,ns in zip(bad, losses, names)]
-    told = [t for each in L.from_all_processes(mine) for t in each]
+    told = [t for each in L.processes.from_all(mine) for t in each]
     # without a bad loss the gradient alone is: then any of the batches may have brought it
     guilty = [t for t in told if t[0]] or told
     parts,flat = guilty[0][1], [n for t in guilty for n in t[2]]
@@ -288,9 +288,9 @@ class SkippedCheck(Check):
     def after_step(self):
         L = self.learner
         # an exchange between processes is worth a wait where a log row is due
-        if L.accelerator.num_processes>1 and L.step%L.cfg.train.log_every and L.step!=L.total_steps: return
-        if not L.in_any(len(L.skipped)!=self.seen): return
-        for found in L.from_all_processes(L.skipped):
+        if L.processes.world>1 and L.step%L.cfg.train.log_every and L.step!=L.total_steps: return
+        if not L.processes.in_any(len(L.skipped)!=self.seen): return
+        for found in L.processes.from_all(L.skipped):
             for k,n in found.items(): L.skipped[k] = max(n, L.skipped.get(k, 0))
         self.seen = len(L.skipped)
         self.find('warning', f'{self.seen} of {len(L.train)} training samples could not be read and were left out '

@@ -72,7 +72,9 @@ def lr_find(
                                 evaluate_every=10**9, evaluate_from=0., unit='step')
     test = RangeTest(low, high)
     optim = dataclasses.replace(cfg.optim, schedule='constant', warmup=0., warmup_epochs=None, floor_lr=None)
-    L = Learner(dataclasses.replace(cfg, train=train, optim=optim), cfg.build(), [test], save=False)
+    cfg = dataclasses.replace(cfg, train=train, optim=optim)
+    data = cfg.make_data()
+    L = Learner(cfg, cfg.build(data.facts()), data, [test], save=False)
     # a loss that is no number is a fault in training and the end of the range in this test
     try: L.fit()
     except HealthError:

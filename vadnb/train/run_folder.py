@@ -55,15 +55,14 @@ def repeats(self:RunFolder):
     return elsewhere and Path(self.resume).resolve() in (origin, origin.parent.parent)
 
 @patch
-def claim(self:RunFolder,
-    say=print, # told what a person should know
-): # (checkpoint to continue from or None, configuration that wrote it or None)
-    "Lock the folder and find where to go on; raises `CheckpointError` and leaves everything as it is"
+def origin(self:RunFolder,
+    say=lambda text: None, # told what a person should know
+): # checkpoint to continue from, or None
+    "Where the run would go on, by what lies there; raises `CheckpointError`, writes nothing"
     self.check()
     again = self.repeats() and bool(checkpoint_folders(self.path))
     named = self.resume not in ('auto', 'never') and not again
     asked = find_checkpoint(self.resume).resolve() if named else None
-    self.lock = lock_run(self.path)
     found = [p.resolve() for p in checkpoint_folders(self.path)]
     if again:
         say(f'{self.path.name} was started from {self.resume} and has gone on since: '
@@ -71,7 +70,17 @@ def claim(self:RunFolder,
     if asked and found and asked not in found:
         raise CheckpointError(f"{self.path}: holds checkpoints of its own, but 'train.resume' is {asked} of another "
                               'run; choose another --name, or --train.resume auto to continue this one')
-    folder = asked or (found[-1] if found else None)
+    return asked or (found[-1] if found else None)
+
+# %% ../../nbs/train/49_run_folder.ipynb #e795c3ee
+@patch
+def claim(self:RunFolder,
+    say=print, # told what a person should know
+): # (checkpoint to continue from or None, configuration that wrote it or None)
+    "Lock the folder and find where to go on; raises `CheckpointError` and leaves everything as it is"
+    self.check()
+    self.lock = lock_run(self.path)
+    folder = self.origin(say)
     config = folder.parent.parent/'config.yaml' if folder else self.config
     return folder, read_yaml(config, CheckpointError) if config.exists() else None
 
