@@ -1,9 +1,9 @@
 "Commands find what they need in the system at hand, whichever it is, and share their work out over processes"
-import shlex, subprocess, sys
-from pathlib import Path
+import json, os, shlex
 import pytest, torch, yaml
 import line_system
 from command import vadnb
+from test_processes import ended, start
 from vadnb.commands.words import COMMANDS
 from vadnb.core import read_json, read_jsonl
 from vadnb.systems.registry import offering, system_names
@@ -150,20 +150,18 @@ def test_memory_of_the_system_at_hand(run, monkeypatch):
 
 # ---------------------------------------------------------------- processes
 
-def two(*words):
-    "The command line in two processes: exit code, stdout, stderr"
-    start = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--']
-    done = subprocess.run([*start, line_system.__file__, *map(str, words)], capture_output=True, text=True, timeout=150)
-    return done.returncode, done.stdout, done.stderr
+def commands(folder, lines):
+    "For another process: commands one after the other, and what they said"
+    for k,words in enumerate(lines): (folder/f"said{k}.{os.environ['RANK']}").write_text(json.dumps(vadnb(*words)))
 
 def test_two_processes_evaluate_and_predict_as_one(run, texts, tmp_path):
     assert vadnb('eval', '--run', run, '--out', tmp_path/'one.json')[0]==0
-    code,out,err = two('eval', '--run', run, '--out', tmp_path/'two.json')
-    assert code==0, err
-    assert out.count(', 9 numbers')==1 and read_json(tmp_path/'two.json')==read_json(tmp_path/'one.json')
     (texts/'c.txt').write_text('4')
-    inputs = [texts/f'{k}.txt' for k in 'cab']
-    code,out,err = two('predict', *inputs, '--run', run, '--out', tmp_path/'out')
-    assert code==0, err
-    assert [l.split(':')[0] for l in out.splitlines() if not l.startswith('  ')]==['c.txt', 'a.txt', 'b.txt']
+    lines = [['eval', '--run', run, '--out', tmp_path/'two.json'],
+             ['predict', *(texts/f'{k}.txt' for k in 'cab'), '--run', run, '--out', tmp_path/'out']]
+    assert ended(start(tmp_path/'two', commands, tmp_path, lines))==[0, 0]
+    said = lambda k, rank: json.loads((tmp_path/f'said{k}.{rank}').read_text())
+    for k in (0, 1): assert (said(k, 0)[0], said(k, 1))==(0, [0, '', '']), said(k, 0)
+    assert ', 9 numbers' in said(0, 0)[1] and read_json(tmp_path/'two.json')==read_json(tmp_path/'one.json')
+    assert [l.split(':')[0] for l in said(1, 0)[1].splitlines() if not l.startswith('  ')]==['c.txt', 'a.txt', 'b.txt']
     assert sorted(p.name for p in (tmp_path/'out').iterdir())==['a.said', 'b.said', 'c.said']

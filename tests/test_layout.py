@@ -153,7 +153,7 @@ def test_sources_name_no_machine():
 # ---------------------------------------------------------------- readable
 # What is longer than the rules allow, counted: a figure here may only fall, and falls together with the code.
 LONG_LINES = {'vadnb.losses.contrastive': 18, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
-              'vadnb.models.clip': 62, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
+              'vadnb.models.clip': 58, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
               'vadnb.models.memory_bank': 8, 'vadnb.models.uniad': 40, 'vadnb.plots': 1, 'vadnb.systems.fgclip': 70,
               'vadnb.systems.fgclip.checks': 5, 'vadnb.systems.uniad': 43, 'vadnb.systems.uniad.pictures': 11,
               'vadnb.train.callbacks': 5, 'vadnb.train.checkpoint': 9}

@@ -7,7 +7,7 @@ __all__ = ['known_bpe', 'SIZES', 'read_bpe', 'clean_text', 'ClipTokenizer', 'ten
            'architecture', 'last_block_input', 'value_tokens', 'as_map', 'cell_weights', 'region_features',
            'text_features', 'FrameFeatures', 'CLIP', 'normalise_frames', 'encode_text', 'encode_frames',
            'parameter_parts', 'chunk_rows', 'encode_chunks', 'weights_file', 'read_weights', 'load_reference',
-           'folder_size', 'clip_from_weights', 'clip_from_folder']
+           'folder_size', 'weights_size', 'clip_from_folder']
 
 # %% ../../nbs/models/20_clip.ipynb #0f158e91
 import copy, functools, gzip, html, math, re, warnings
@@ -298,7 +298,9 @@ class CLIP(nn.Module):
     def encode_frames(self, frames, **wanted): return encode_frames(self, frames, **wanted)
     def load_reference(self, weights): return load_reference(self, weights)
     @classmethod
-    def from_weights(cls, path, size=None, activation=None, **kwargs): return clip_from_weights(cls, path, size, activation, **kwargs)
+    def from_weights(cls, path, size=None, activation=None, **kwargs): # as in `weights_size`, and options of the class
+        (model := cls(weights_size(path, size, activation), **kwargs)).load_reference(Path(path))
+        return model
     @classmethod
     def from_folder(cls, folder, **kwargs): return clip_from_folder(cls, folder, **kwargs)
 
@@ -519,29 +521,28 @@ def folder_size(
     return size|{k: config[k] for k in ('projection_dim',) if k in config}, size['vision_config'].get('hidden_act', 'quick_gelu')
 
 # %% ../../nbs/models/20_clip.ipynb #e88cfc87
-def clip_from_weights(
-    cls, # `CLIP`, or a class with its constructor
+def weights_size(
     path, # local file or folder in a layout of `clip_weights.LAYOUTS`
     size=None, # a name in `SIZES`, or a dict shaped like `transformers.CLIPConfig`; default: what the folder or the shapes say
     activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu, with a warning where that is a guess
-    **kwargs, # `hard_negative`, `long_text`
-)->CLIP: # a model with these weights; `unused_weights` lists what it had no place for
-    "A CLIP from local weights, never from a network"
+)->dict: # shaped like `transformers.CLIPConfig`
+    "The architecture of local weights, by their description; tensors are looked at only where nothing describes them"
     path = Path(path)
-    if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file; weights are read from local folders and files only')
-    if activation not in (None, 'quick_gelu', 'gelu'): raise ConfigError(f"activation: '{activation}' is unknown; use quick_gelu or gelu")
+    if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file; '
+                                                'weights are read from local folders and files only')
+    if activation not in (None, 'quick_gelu', 'gelu'): raise ConfigError(f"activation: '{activation}' is unknown; "
+                                                                         'use quick_gelu or gelu')
     found,told = folder_size(weights_file(path)) if path.is_dir() else (None, None)
-    weights = read_weights(path)
-    named = common_names(weights, str(path))
-    size = size or found or clip_shape(named.tensors, str(path))
+    size,told = size or found, activation or told
+    if size is None or not told:
+        weights = read_weights(path)
+        named = common_names(weights, str(path))
+        size = size or clip_shape(named.tensors, str(path))
+        if not told and named.layout!='fgclip' and 'input_resolution' not in weights:
+            warnings.warn(f"{path}: nothing tells the activation of these weights; quick_gelu is taken, as in OpenAI's "
+                          "models, and most models that open_clip trained need activation='gelu'")
     if isinstance(size, str): clip_config(size); size = SIZES[size]
-    told = activation or told
-    if told: size = {**size, **{part: {**(size.get(part) or {}), 'hidden_act': told} for part in ('vision_config', 'text_config')}}
-    elif named.layout!='fgclip' and 'input_resolution' not in weights:
-        warnings.warn(f"{path}: nothing tells the activation of these weights; quick_gelu is taken, as in OpenAI's models, and most models that open_clip trained need activation='gelu'")
-    model = cls(size, **kwargs)
-    load_reference(model, weights, str(path))
-    return model
+    return {**size, **{k: {**(size.get(k) or {}), 'hidden_act': told} for k in ('vision_config', 'text_config') if told}}
 
 # %% ../../nbs/models/20_clip.ipynb #93093516
 def clip_from_folder(
@@ -553,5 +554,4 @@ def clip_from_folder(
     folder = Path(folder)
     if not folder.is_dir(): raise CheckpointError(f'{folder}: no such model folder; weights are read from local folders only')
     read_json(folder/'config.json', CheckpointError) # without it heads and activation would be a guess
-    folder_size(folder/'model.safetensors')
-    return clip_from_weights(cls, folder, **kwargs)
+    return cls.from_weights(folder, **kwargs)
