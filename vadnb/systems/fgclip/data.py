@@ -28,6 +28,7 @@ LONG = 248 # tokens of FG-CLIP's stretched position table
 class FGCLIPData(Data):
     "Videos of a configuration, by split"
     noun = 'videos'
+    test_keys = ('data.test_json', 'data.test_annotation')
     def __init__(self,
         cfg, # `Config`, of which sections `data` and `model` are read, and the data root
     ):
