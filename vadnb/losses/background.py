@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['background_cells', 'background_loss', 'quiet_loss']
 
-# %% ../../nbs/losses/31_background.ipynb #85bb4cda
+# %% ../../nbs/losses/31_background.ipynb #3959ba9e
 import torch
 from torch import Tensor
 from .contrastive import gather_rows
 from .contrastive import mean_over_ranks
+from .contrastive import world_size
 
-# %% ../../nbs/losses/31_background.ipynb #86ea0445
+# %% ../../nbs/losses/31_background.ipynb #179fda89
 def background_cells(
     boxes:Tensor, # boxes of events, normalised xyxy, (K, 4)
     frame_of_box:Tensor, # the frame each box lies in, (K,) int64
@@ -27,7 +28,7 @@ def background_cells(
     count = torch.zeros(n_frames, *grid, dtype=torch.int, device=boxes.device)
     return count.index_add(0, frame_of_box, hit.int())==0
 
-# %% ../../nbs/losses/31_background.ipynb #39693af3
+# %% ../../nbs/losses/31_background.ipynb #879dde4b
 def background_loss(
     text:Tensor, # unit features of region captions, (R, P)
     region:Tensor, # unit features of their regions, (R, P)
@@ -41,18 +42,20 @@ def background_loss(
         rows = logits.logsumexp(1)-logits[:,0]
     return mean_over_ranks(rows, len(gather_rows(text.detach()[:,:1])[0]))
 
-# %% ../../nbs/losses/31_background.ipynb #78b70072
+# %% ../../nbs/losses/31_background.ipynb #f5a656a4
 def quiet_loss(
     quiet:Tensor, # unit features of frames in which no event is, (M, P)
     text:Tensor, # unit features of captions of clips, (B, P)
-    normal:Tensor, # true for captions of clips without an event, (B,) bool
+    normal:Tensor, # true for captions of clips without an event, (B,) bool, best on the CPU
     log_scale:Tensor, # ln of the inverse temperature, scalar
 )->Tensor: # scalar; 0 with zero gradients where there is no such frame or no normal clip
     "Cross entropy of the captions of normal clips, any of them, among all, for a frame in which nothing happens"
     # both of all processes
-    captions = gather_rows(torch.cat([text, normal[:,None].to(text.dtype)], 1))[0]
-    captions,normal = captions[:,:-1],captions[:,-1]>0
+    marked = gather_rows(torch.cat([text, normal[:,None].to(text, non_blocking=True)], 1))[0]
+    # of one process the host may know them already, and need not wait for the device
+    normal = (normal if world_size()==1 else marked[:,-1]>0).cpu().nonzero().flatten()
+    captions,rows = marked[:,:-1], normal.to(text.device, non_blocking=True)
     with torch.autocast(quiet.device.type, enabled=False):
         logits = log_scale.exp()*quiet@captions.T
-        rows = logits.logsumexp(1)-logits[:,normal].logsumexp(1) if normal.any() else logits.sum(1)*0
-    return mean_over_ranks(rows, len(gather_rows(quiet.detach()[:,:1])[0]))
+        loss = logits.logsumexp(1)-logits[:,rows].logsumexp(1) if len(rows) else logits.sum(1)*0
+    return mean_over_ranks(loss, len(gather_rows(quiet.detach()[:,:1])[0]))
