@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from vadnb.train.callbacks import Callback
+from vadnb.train.example import ListData
 from vadnb.train.learner import Learner
 from vadnb.train.system import RunConfig, System, TrainConfig
 from vadnb.train.optim import OptimConfig, split_decay
@@ -19,8 +20,7 @@ class Empty(System):
     "A linear layer: next to nothing to compute, so that what remains is the loop"
     def __init__(self, cfg): super().__init__(); self.cfg,self.fc = cfg,nn.Linear(8, 1)
     def loss(self, batch): return dict(loss=self.fc(batch['x']).square().mean())
-    def param_groups(self): return split_decay('all', self.parameters(), self.cfg.optim.lr, self.cfg.optim.weight_decay)
-    def datasets(self): return samples(), None
+    def groups(self): return split_decay('all', self.parameters(), self.cfg.optim.lr, self.cfg.optim.weight_decay)
 
 class Stopwatch(Callback):
     "Seconds per step between step SKIP and the last one"
@@ -35,7 +35,7 @@ def with_vadnb(folder, round):
     cfg = RunConfig(system='empty', name=f'round{round}', runs=folder, optim=OptimConfig(lr=1e-3),
                     train=TrainConfig(batch_size=BATCH, steps=STEPS, workers=0, device='cpu', unit='step', save_every=10*STEPS))
     watch = Stopwatch()
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stderr(nowhere): Learner(cfg, Empty(cfg), [watch]).fit()
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stderr(nowhere): Learner(cfg, Empty(cfg), ListData(samples()), [watch]).fit()
     return watch.seconds
 
 def with_accelerate():
@@ -43,7 +43,7 @@ def with_accelerate():
     from accelerate import Accelerator
     engine = Accelerator(cpu=True)
     model = Empty(RunConfig(system='empty', name='bare'))
-    optimizer = torch.optim.AdamW(model.param_groups(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.groups(), lr=1e-3)
     loader = DataLoader(samples(), batch_size=BATCH, shuffle=True, drop_last=True, collate_fn=default_collate)
     model,optimizer,loader = engine.prepare(model, optimizer, loader)
     model.train()

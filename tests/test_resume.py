@@ -6,7 +6,9 @@ import torch
 from toy_system import FailAt, StopAt, Toy, as_a_program, config, contents, curve, differences, processes, rows
 from vadnb.core import CheckpointError, DataError, set_seed
 from vadnb.train.callbacks import Averaging, Callback, Evaluate
-from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, write_part
+from vadnb.train.card import beside_parts, system_parts
+from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, save_checkpoint
+from vadnb.train.going_on import loop_state, restore
 from vadnb.train.feed import EpochBatches
 from vadnb.train.learner import fit
 from vadnb.train.range_test import lr_find
@@ -89,9 +91,10 @@ def test_the_state_of_the_scaler_is_kept(tmp_path):
     for value in (1., float('inf'), 1.):
         x.grad = torch.tensor([value]); a.accelerator.scaler.scale(x.sum())
         a.accelerator.scaler.unscale_(optimizer); a.accelerator.scaler.step(optimizer); a.accelerator.scaler.update()
-    for name,tree in dict(model=a.system.state_dict(), ema=a.callback(Averaging).weights.average, state=a.state([])).items(): write_part(tmp_path, name, tree)
+    parts = system_parts(a.system) | dict(ema=a.callback(Averaging).weights.average, state=loop_state(a, []))
+    folder = save_checkpoint(tmp_path/'half', 2, parts, beside=beside_parts(a.system, a.data, 'toy'))
     assert a.accelerator.scaler.state_dict()!=b.accelerator.scaler.state_dict()
-    b.restore(tmp_path)
+    restore(b, folder)
     assert a.accelerator.scaler.state_dict()==b.accelerator.scaler.state_dict()
     assert b.accelerator.scaler.get_scale()==512.
 
@@ -136,15 +139,16 @@ def reference(cfg, steps):
     "The first steps of a run, written out: gradients of each group of samples at once, weighted by what the group holds"
     set_seed(cfg.seed)
     toy = cfg.build().train()
-    data,_ = toy.datasets()
+    held = cfg.make_data()
+    data = held.split('train')
     t,batches = cfg.train, EpochBatches(cfg.points, cfg.train.batch_size, cfg.seed, drop_last=cfg.train.drop_last)
     per_epoch = -(-batches.per_epoch//t.accumulate)
-    optimizer,micro,norms = make_optimizer(cfg.optim, toy.param_groups()), 0, []
+    optimizer,micro,norms = make_optimizer(cfg.optim, toy.groups()), 0, []
     for step in range(steps):
         group = batches.batch(micro)
         micro += 1
         while micro%batches.per_epoch and micro%batches.per_epoch%t.accumulate: group += batches.batch(micro); micro += 1
-        batch = toy.collate([data.draw(i, np.random.default_rng([cfg.seed, epoch, i])) for epoch,i in group if i not in data.bad])
+        batch = held.collate([data.draw(i, np.random.default_rng([cfg.seed, epoch, i])) for epoch,i in group if i not in data.bad])
         toy.loss(batch)['loss'].backward()
         norms.append(torch.nn.utils.clip_grad_norm_(toy.parameters(), cfg.optim.clip or float('inf')).item())
         set_lr(optimizer, lambda peak: lr_at(cfg.optim, peak, step, per_epoch, t.steps))

@@ -1,5 +1,5 @@
 "Pictures, TensorBoard's pages, calibration, frozen weights outside of checkpoints, and where a run starts from: none of it moves training"
-import os, shutil, signal, sys
+import json, os, shutil, signal, sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 from test_processes import together
-from toy_system import FailAt, Points, StopAt, Toy, ToyConfig, as_a_program, config, curve, differences, processes, rows
+from toy_system import Errors, FailAt, Points, StopAt, Toy, ToyConfig, ToyData, as_a_program, card, config, curve
+from toy_system import differences, processes, rows
 from vadnb.core import CheckpointError, DataError, read_yaml
 from vadnb.plots import figure_bytes, new_figure
 from vadnb.systems import registry
@@ -24,21 +25,35 @@ def figure(n):
     fig.subplots().plot(range(n+1))
     return fig
 
-class Drawn(Toy):
+class Shown(Errors):
+    "Asks the toy what it shows and what it has found out"
+    held = ('system',)
+    def pictures(self): return self.system.pictures()
+    def calibration(self): return self.system.found_out(self.metrics()['error'])
+
+class Showing(Toy):
+    def pictures(self): return {}
+    def found_out(self, error): return None
+    def scan(self, data, split):
+        scan = Shown(super().scan(data, split).said)
+        scan.system = self
+        return scan
+
+class Drawn(Showing):
     "One picture, for which every generator is asked; and a graph with dropout and batch statistics in it"
     def pictures(self):
         assert not self.training and not torch.is_grad_enabled()
         torch.rand(3); np.random.rand()
         return dict(weights=figure(self.seen))
-    def evaluate(self, loader):
+    def scan(self, data, split):
         self.seen = getattr(self, 'seen', 0)+1
-        return super().evaluate(loader)
+        return super().scan(data, split)
     def graph(self): return nn.Sequential(self.net, Noise()), (torch.rand(2, 4),)
 
 class Noise(nn.Module):
     def forward(self, x): return x+torch.randn_like(x)
 
-class Weights(Toy):
+class Weights(Showing):
     "A picture of the weights, which are averaged when evaluation sees them"
     def pictures(self):
         fig = new_figure(2, 1)
@@ -48,25 +63,24 @@ class Weights(Toy):
 class Renamed(Drawn):
     def pictures(self): return {f'picture {self.seen}': figure(self.seen), 'metal_nut v1.2': figure(0)}
 
-class Calibrated(Toy):
-    "Finds out the largest error"
-    def evaluate(self, loader):
-        found = super().evaluate(loader)
-        self.calibration = dict(limit=torch.tensor(found['error']).double(), points=7)
-        return found
+class Calibrated(Showing):
+    "Finds out the error"
+    def found_out(self, error): return dict(limit=error, points=7)
 
 class CalibratedOnce(Calibrated):
-    def evaluate(self, loader): return super().evaluate(loader) if self.calibration is None else Toy.evaluate(self, loader)
+    def found_out(self, error): return super().found_out(error) if self.calibration is None else None
 
 class Split(Toy):
     "A frozen body, the same whenever it is built, which no checkpoint holds"
     def __init__(self, cfg):
         super().__init__(cfg)
-        with torch.random.fork_rng(): torch.manual_seed(7); self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).requires_grad_(False)
-        self.register_state_dict_post_hook(lambda module, state, prefix, _: [state.pop(k) for k in list(state) if k.startswith(f'{prefix}body.')] and None)
-        self.register_load_state_dict_post_hook(lambda module, keys: [keys.missing_keys.remove(k) for k in list(keys.missing_keys) if k.startswith('body.')] and None)
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).requires_grad_(False)
+    def parts(self): return dict(net=self.net)
+    def provenance(self): return dict(body='drawn with seed 7')
     def train(self, mode=True): super().train(mode); self.body.eval(); return self
-    def loss(self, batch): return super().loss(batch | dict(x=self.body(batch['x'])))
+    def look(self, batch): return super().look(batch | dict(x=self.body(batch['x'])))
     def graph(self): return nn.Sequential(self.body, self.net), (torch.ones(2, 4),)
 
 class Memory(Points):
@@ -74,13 +88,16 @@ class Memory(Points):
     asked = []
     def __getitem__(self, i): self.asked.append(os.getpid()); return super().__getitem__(i)
 
-class Held(Toy):
-    def datasets(self): return Memory(23), Memory(7)
+class HeldData(ToyData):
+    def __init__(self, cfg): self.splits = dict(train=Memory(23), valid=Memory(7))
 
 @dataclass(kw_only=True)
 class KindConfig(ToyConfig):
     kind:str = 'Drawn' # class of the system
-    def build(self): return globals()[self.kind](self)
+    def make_data(self): return HeldData(self) if self.kind=='Held' else ToyData(self)
+    def build(self, facts=None): return globals()[self.kind](self)
+
+Held = Toy
 
 def kind(name, *words, **named):
     "The toy's configuration, for another class"
@@ -111,7 +128,7 @@ def test_where_no_evaluation_is_the_best_the_last_one_is_shown(tmp_path):
 def test_nothing_shown_nothing_written(tmp_path):
     fit(config(tmp_path, 'run', trackers=['tensorboard']))
     assert not (tmp_path/'run'/'pictures').exists() and not rows(tmp_path/'run', 'pictures')+rows(tmp_path/'run', 'note')
-    assert not list((tmp_path/'run'/'checkpoints').rglob('calibration*'))
+    assert card(find_checkpoint(tmp_path/'run'))['calibration'] is None
 
 def test_showing_leaves_training_alone(tmp_path):
     "Pictures, images and a graph, beside a toy without any of them; stopped and resumed too"
@@ -256,15 +273,15 @@ def test_trackers_that_cannot_write(tmp_path, monkeypatch, name, step):
 
 EACH = dict(unit='step', save_every=1, evaluate_every=2, keep=None)
 
-def calibration(run, step): return read_part(run/'checkpoints'/f'step-{step:06d}', 'calibration')
+def calibration(run, step): return card(run/'checkpoints'/f'step-{step:06d}')['calibration']
 
 def test_calibration_is_that_of_the_last_evaluation_and_says_so(tmp_path):
     fit(kind('Calibrated', tmp_path, 'run', **EACH))
     evaluated = {r['step']: r['error'] for r in rows(tmp_path/'run', 'valid')}
-    assert not list((tmp_path/'run'/'checkpoints'/'step-000001').glob('calibration*'))
+    assert calibration(tmp_path/'run', 1) is None
     for step in (2, 3, 4, 11, 12):
         held = calibration(tmp_path/'run', step)
-        assert held['step']==step//2*2 and held['value']['points']==7 and held['value']['limit']==torch.tensor(evaluated[step//2*2]).double()
+        assert held==dict(step=step//2*2, value=dict(limit=evaluated[step//2*2], points=7))
     # what evaluation did not find out anew stays that of the older weights
     fit(kind('CalibratedOnce', tmp_path, 'once', **EACH))
     assert calibration(tmp_path/'once', 12)['step']==2
@@ -276,7 +293,8 @@ def test_calibration_survives(tmp_path, stop):
     fit(kind('CalibratedOnce', tmp_path, 'run', **EACH), [StopAt(stop)])
     learner = fit(kind('CalibratedOnce', tmp_path, 'run', **EACH))
     assert curve(tmp_path/'run')==curve(tmp_path/'whole') and differences(tmp_path/'run', tmp_path/'whole')==[]
-    assert learner.system.calibrated_at==2 and learner.system.calibration['limit'].dtype==torch.float64
+    limit = next(r['error'] for r in rows(tmp_path/'run', 'valid') if r['step']==2)
+    assert (learner.system.calibrated_at, learner.system.calibration)==(2, dict(limit=limit, points=7))
 
 def test_a_checkpoint_without_calibration(tmp_path):
     "Of a time when the system had none: it has none until it is evaluated"
@@ -289,12 +307,13 @@ def test_a_checkpoint_without_calibration(tmp_path):
     learner = fit(kind('Default', tmp_path, 'run'), [Look()])
     assert seen==[(None, None)] and learner.system.calibrated_at==12
 
-@pytest.mark.parametrize('name,harm', [('safetensors', 'cut'), ('safetensors', 'gone'), ('json', 'cut'), ('json', 'gone')])
-def test_a_damaged_calibration_is_named(tmp_path, name, harm):
+@pytest.mark.parametrize('harm', ['cut', 'gone', 'other'])
+def test_a_damaged_card_is_named(tmp_path, harm):
     fit(kind('Calibrated', tmp_path, 'run', keep=9), [StopAt(7)])
-    file = find_checkpoint(tmp_path/'run')/f'calibration.{name}'
+    file = find_checkpoint(tmp_path/'run')/'card.json'
     if harm=='cut': file.write_bytes(file.read_bytes()[:-9])
-    else: file.unlink()
+    if harm=='gone': file.unlink()
+    if harm=='other': file.write_text(json.dumps(json.loads(file.read_text()) | dict(calibration=[1])))
     with pytest.raises(CheckpointError) as e: fit(kind('Calibrated', tmp_path, 'run', keep=9))
     assert str(file) in str(e.value) and '\n' not in str(e.value)
 
@@ -370,15 +389,23 @@ def test_weights_that_a_system_leaves_out(tmp_path, monkeypatch):
     fit(kind('Split', tmp_path, 'run', **some), [StopAt(7)])
     learner = fit(kind('Split', tmp_path, 'run', **some))
     assert curve(tmp_path/'run')==curve(tmp_path/'whole') and differences(tmp_path/'run', tmp_path/'whole')==[]
-    for part in ('model', 'ema'): assert read_part(find_checkpoint(tmp_path/'run'), part).keys()=={k for k in Toy(learner.cfg).state_dict()}
+    place = find_checkpoint(tmp_path/'run')
+    assert read_part(place, 'net').keys()==learner.system.net.state_dict().keys()
+    assert read_part(place, 'ema').keys()==Toy(learner.cfg).state_dict().keys()
+    assert (card(place)['parts'], card(place)['provenance'])==(['net'], dict(body='drawn with seed 7'))
     assert all(torch.equal(v, whole.system.body.state_dict()[k]) for k,v in learner.system.body.state_dict().items())
     assert rows(tmp_path/'run', 'note')==[] and graphs(tmp_path/'run')==1
-    monkeypatch.setattr(registry, 'SYSTEMS', (*registry.SYSTEMS, 'toy'))
-    monkeypatch.setitem(sys.modules, 'vadnb.systems.toy', SimpleNamespace(Config=KindConfig))
+    registry.register('toy', SimpleNamespace(Config=KindConfig))
     system,folder = registry.load_run(tmp_path/'run', 'last')
     average = learner.callback(Averaging).weights.average
-    assert all(torch.equal(v, average[k]) for k,v in system.state_dict().items()) and torch.equal(system.body[0].weight, learner.system.body[0].weight)
-    with torch.no_grad(): assert float(np.mean([system.loss(system.collate([d[i] for i in rows_]))['loss'].item() for d in [Points(7)] for rows_ in (range(4), range(4, 7))]))==pytest.approx(learner.metrics['error'], rel=1e-6)
+    assert all(torch.equal(v, average[k]) for k,v in system.state_dict().items() if k in average)
+    assert torch.equal(system.body[0].weight, learner.system.body[0].weight)
+    data = system.cfg.make_data()
+    with torch.no_grad(): errors = system.look(data.collate([data.split('valid')[i] for i in range(7)]))
+    assert errors.mean().item()==pytest.approx(learner.metrics['error'], rel=1e-6)
+    # other frozen weights than those of training are refused
+    monkeypatch.setattr(Split, 'provenance', lambda self: dict(body='drawn with seed 8'))
+    with pytest.raises(CheckpointError, match='was trained with body drawn with seed 7'): registry.load_run(tmp_path/'run', 'last')
 
 # ---------------------------------------------------------------- data in memory
 

@@ -6,11 +6,11 @@ import accelerate
 import numpy as np
 import torch
 from torch import nn
-from vadnb.core import DataError, read_jsonl
+from vadnb.core import DataError, read_json, read_jsonl
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, read_part, split_tree
 from vadnb.train.learner import Learner, fit
-from vadnb.train.system import RunConfig, System, TrainConfig
+from vadnb.train.system import Data, RunConfig, Scan, System, TrainConfig
 from vadnb.train.optim import OptimConfig, split_decay
 
 # a clean server process that has imported everything: its children start in milliseconds and share no threads with the tests
@@ -36,28 +36,46 @@ class ToyConfig(RunConfig):
     noisy:bool = True # dropout, batch statistics, and a draw from every global generator
     ballast:int = 0 # numbers that only make checkpoints large
     script:list[float] = field(default_factory=list) # what evaluation gives, one value per epoch; empty: the error
-    def build(self): return Toy(self)
+    def make_data(self): return ToyData(self)
+    def build(self, facts=None): return Toy(self)
+
+class ToyData(Data):
+    noun = 'points'
+    def __init__(self, cfg): self.splits = dict(train=Points(cfg.points, cfg.bad), valid=Points(7))
+    def split(self, name): return self.splits.get(name)
+    def collate(self, items):
+        return {k: torch.stack([x[k] for x in items]) for k in ('x', 'y')} | dict(name=[x['name'] for x in items])
+
+class Errors(Scan):
+    "The error of each point, or what a script says"
+    def __init__(self, said=None): self.said,self.seen = said,[]
+    def add(self, batch, out):
+        torch.rand(3); random.random(); np.random.rand()       # training must not notice
+        self.seen += out.tolist()
+    def join(self, others):
+        for o in others: self.seen += o.seen
+        return self
+    def metrics(self): return dict(error=float(np.mean(self.seen)) if self.said is None else self.said)
 
 class Toy(System):
     metric,metric_mode = 'error', 'min'
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.net = nn.Sequential(nn.Linear(4, 8), *([nn.BatchNorm1d(8)] if cfg.noisy else []), nn.Tanh(), nn.Dropout(.2 if cfg.noisy else 0.), nn.Linear(8, 1))
+        norm = [nn.BatchNorm1d(8)] if cfg.noisy else []
+        self.net = nn.Sequential(nn.Linear(4, 8), *norm, nn.Tanh(), nn.Dropout(.2 if cfg.noisy else 0.), nn.Linear(8, 1))
         self.ballast = nn.Parameter(torch.randn(cfg.ballast)) if cfg.ballast else None
+    def look(self, batch): return (self.net(batch['x'])[:,0]-batch['y'])**2
     def loss(self, batch):
-        error = (self.net(batch['x'])[:,0]-batch['y'])**2
+        error = self.look(batch)
         if self.training and self.cfg.noisy: error = error*(1+.1*random.random())*(1+.1*float(np.random.rand()))
-        return dict(loss=error.mean()+(1e-3*self.ballast.square().mean() if self.ballast is not None else 0.), worst=error.max())
-    def param_groups(self): return split_decay('net', self.parameters(), self.cfg.optim.lr, self.cfg.optim.weight_decay)
-    def datasets(self): return Points(self.cfg.points, self.cfg.bad), Points(7)
-    def collate(self, items): return {k: torch.stack([x[k] for x in items]) for k in ('x', 'y')} | dict(name=[x['name'] for x in items])
-    def evaluate(self, loader):
-        torch.rand(3); random.random(); np.random.rand()       # training must not notice
-        losses = [self.loss(b)['loss'].item() for b in loader]
-        if not self.cfg.script: return dict(error=float(np.mean(losses)))
+        weight = 1e-3*self.ballast.square().mean() if self.ballast is not None else 0.
+        return dict(loss=error.mean()+weight, worst=error.max())
+    def groups(self): return split_decay('net', self.parameters(), self.cfg.optim.lr, self.cfg.optim.weight_decay)
+    def scan(self, data, split):
+        if not self.cfg.script: return Errors()
         self.calls = getattr(self, 'calls', 0)+1
-        return dict(error=self.cfg.script[self.calls-1])
+        return Errors(self.cfg.script[self.calls-1])
 
 TRAIN = dict(batch_size=4, accumulate=2, epochs=4, workers=0, ema=.9, log_every=1, keep=2, trackers=[], progress=False, device='cpu')
 
@@ -87,6 +105,8 @@ def curve(run):
 
 def rows(run, kind): return [r for r in read_jsonl(Path(run)/'log.jsonl') if r['kind']==kind]
 
+def card(folder): return read_json(Path(folder)/'card.json')
+
 def contents(folder):
     "Everything in a checkpoint: (JSON values, tensors by name)"
     values,tensors = {}, {}
@@ -94,7 +114,7 @@ def contents(folder):
         skeleton,found = split_tree(read_part(folder, name))
         values[name] = skeleton
         tensors |= {f'{name}.{k}': v for k,v in found.items()}
-    return values, tensors
+    return values | dict(card=card(folder)), tensors
 
 def differences(a, b):
     "What is not the same, to the last bit, in two checkpoints; [] when all is"
