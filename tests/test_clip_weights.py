@@ -33,7 +33,7 @@ def same_block(name, renamed_name):
     side = 'vision' if renamed_name.startswith('visual') else 'text'
     return name.startswith(f"{side}_model.encoder.layers.{renamed_name.split('resblocks.')[1].split('.')[0]}.")
 
-def fgclip(weights, long=True):
+def long_text(weights, long=True):
     g = torch.Generator().manual_seed(9)
     tables = {f'text_model.embeddings.position_embedding_{t}.weight': torch.randn(248, 256, generator=g)*.1 for t in ('ori', 'res')}
     return weights | tables | {'text_filip_projection.weight': torch.randn(32, 256, generator=g)*.1, 'logit_scale_finegraind': torch.tensor(2.5), 'logit_scale_hardneg': torch.tensor(3.5)}
@@ -53,9 +53,9 @@ def same(model, source):
     torch.testing.assert_close(model.encode_text(ids), reference.get_text_features(ids).pooler_output, atol=1e-5, rtol=1e-5)
 
 @pytest.mark.parametrize('kind', ['safetensors', 'bin'])
-@pytest.mark.parametrize('layout', ['huggingface', 'openai', 'fgclip', 'ours'])
+@pytest.mark.parametrize('layout', ['huggingface', 'openai', 'long_text', 'ours'])
 def test_layouts_on_disk(source, tmp_path, layout, kind):
-    weights = {'huggingface': dict, 'openai': openai, 'fgclip': fgclip, 'ours': lambda w: {f'clip.{k}': v for k, v in w.items()} | {'roi_projection.weight': torch.ones(32, 256), 'region_logit_scale': torch.tensor(1.)}}[layout](source[1])
+    weights = {'huggingface': dict, 'openai': openai, 'long_text': long_text, 'ours': lambda w: {f'clip.{k}': v for k, v in w.items()} | {'roi_projection.weight': torch.ones(32, 256), 'region_logit_scale': torch.tensor(1.)}}[layout](source[1])
     path = tmp_path/f'w.{kind}'
     save_file(weights, path) if kind=='safetensors' else torch.save(weights, path)
     with warnings.catch_warnings():
@@ -63,10 +63,10 @@ def test_layouts_on_disk(source, tmp_path, layout, kind):
         model = CLIP.from_weights(path)
     same(model, source)
     assert set(model.unused_weights)=={'huggingface': set(), 'ours': set(), 'openai': {'input_resolution', 'context_length', 'vocab_size'},
-                                       'fgclip': set(weights)-set(source[1])-{'logit_scale_finegraind'}}[layout]
+                                       'long_text': set(weights)-set(source[1])-{'logit_scale_finegraind'}}[layout]
     own = layout=='ours'
     assert torch.equal(model.roi_projection.weight, torch.ones(32, 256) if own else source[1]['visual_projection.weight'])
-    assert model.region_logit_scale.item()==pytest.approx({'fgclip': 2.5, 'ours': 1.}.get(layout, source[1]['logit_scale'].item()))
+    assert model.region_logit_scale.item()==pytest.approx({'long_text': 2.5, 'ours': 1.}.get(layout, source[1]['logit_scale'].item()))
 
 def test_half_precision_and_a_training_checkpoint(source, tmp_path):
     weights = openai(source[1])
@@ -98,7 +98,7 @@ def test_open_clip_agrees(source, tmp_path):
 
 def test_long_captions_as_the_official_embedding_reads_them(source):
     "A text encoder with 248 positions, whose table is masked together from FG-CLIP's two"
-    weights = fgclip(source[1])
+    weights = long_text(source[1])
     model = CLIP(config, hard_negative=True, long_text=True).eval()
     assert model.load_reference(weights)==[]
     first = (torch.arange(248)<20).float()[:, None]
@@ -124,7 +124,7 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(before)
 
-@pytest.mark.parametrize('layout', [None, dict, openai, fgclip])
+@pytest.mark.parametrize('layout', [None, dict, openai, long_text])
 def test_nothing_is_left_uninitialised(source, tmp_path, poisoned_memory, layout):
     "First trap of subclassing with `from_pretrained`: what the weights lack stays as allocated, or has a spread of 1"
     if layout is None: model = CLIP(config, hard_negative=True, long_text=True)

@@ -45,7 +45,8 @@ def test_an_import_to_the_right_is_seen():
 
 # tensors in, tensors out; weights and vocabulary have to come from somewhere, and only there
 outside = {'pathlib', 'os', 'io', 'json', 'csv', 'yaml', 'shutil', 'tempfile', 'gzip', 'vadnb.config'}
-may_read = {'vadnb.models.clip': {'pathlib', 'gzip'}}
+# published weights come from files of others, through one module; CLIP's vocabulary is one, and its folders name a size
+may_read = {'vadnb.models.weights': {'pathlib'}, 'vadnb.models.clip': {'pathlib', 'gzip'}}
 
 @pytest.mark.parametrize('name', [m for m in modules if m.split('.')[1] in ('models', 'losses', 'metrics')])
 def test_models_losses_and_metrics_know_no_files(name):
@@ -153,15 +154,13 @@ def test_sources_name_no_machine():
 # ---------------------------------------------------------------- readable
 # What is longer than the rules allow, counted: a figure here may only fall, and falls together with the code.
 LONG_LINES = {'vadnb.cli': 31, 'vadnb.losses.contrastive': 18, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
-              'vadnb.models.clip': 58, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
-              'vadnb.models.memory_bank': 8, 'vadnb.models.uniad': 40, 'vadnb.plots': 1, 'vadnb.systems.fgclip': 70,
-              'vadnb.systems.fgclip.checks': 5, 'vadnb.systems.uniad': 43, 'vadnb.systems.uniad.pictures': 11,
+              'vadnb.models.clip': 49, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
+              'vadnb.models.memory_bank': 7, 'vadnb.models.uniad': 36, 'vadnb.plots': 1,
               'vadnb.train.callbacks': 5, 'vadnb.train.checkpoint': 9}
-LONG_MODULES = {'vadnb.cli': 583, 'vadnb.models.clip': 557, 'vadnb.models.uniad': 585, 'vadnb.systems.fgclip': 665,
-                'vadnb.systems.uniad': 696, 'vadnb.train.learner': 571}
+LONG_MODULES = {'vadnb.cli': 583, 'vadnb.models.clip': 524, 'vadnb.models.uniad': 566,
+                'vadnb.train.learner': 571}
 LARGE_CELLS = {'70_cli.ipynb': 2, 'losses/32_reconstruction.ipynb': 1, 'models/20_clip.ipynb': 1,
-               'models/26_uniad.ipynb': 5, 'models/27_feature_decoder.ipynb': 1, 'systems/57_fgclip_health.ipynb': 1,
-               'systems/60_fgclip.ipynb': 9, 'systems/62_uniad.ipynb': 8, 'systems/63_uniad_pictures.ipynb': 3,
+               'models/26_uniad.ipynb': 5, 'models/27_feature_decoder.ipynb': 1,
                'train/50_learner.ipynb': 2, 'train/52_checkpoint.ipynb': 1, 'train/53_callbacks.ipynb': 2}
 
 def code_lines(name):

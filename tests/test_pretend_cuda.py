@@ -10,9 +10,9 @@ from toy_system import StopAt, curve, rows
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from pretend_cuda import DEVICE, on_device
 from vadnb.models import clip
-from vadnb.systems.uniad.system import UniADSystem
-from vadnb.train.checkpoint import find_checkpoint, read_part
-from vadnb.train.feed import to_device, valid_loader
+from vadnb.systems.uniad.scan import ImageScan
+from vadnb.train.checkpoint import find_checkpoint
+from vadnb.train.feed import look_through, to_device
 from vadnb.train.learner import fit
 from vadnb.worlds.street import street_world
 from vadnb.worlds.textures import texture_world
@@ -36,12 +36,16 @@ class Subject:
     close:dict # how far the numbers of the two devices may lie apart
 
     def build(self, device, *more):
-        "System, training batches and validation data, the system on a device"
+        "System, training batches and data as a run sees them, the system on a device"
         torch.manual_seed(0)
-        system = self.config('built', *more).build()
-        train,valid = system.datasets()
-        batches = [system.collate([train[i] for i in range(k, k+4)]) for k in (0, 2)]
-        return system.to(device).train(), batches, valid
+        cfg = self.config('built', *more)
+        data = cfg.make_data()
+        system = cfg.build(data.facts())
+        system.start(True)
+        fed = system.feed(data, True)
+        train = fed.split('train')
+        batches = [fed.collate([train[i] for i in range(k, k+4)]) for k in (0, 2)]
+        return system.to(device).train(), batches, fed
 
 @pytest.fixture(scope='module', params=['fgclip', 'uniad'])
 def subject(request, tmp_path_factory):
@@ -50,7 +54,7 @@ def subject(request, tmp_path_factory):
         world = street_world(folder/'world', videos=6, valid_videos=4, test_videos=2, size=(48, 64), frames=(32, 36))
         def config(name, *more): return fgclip_tests.config(world, folder/'runs', name, *FGCLIP, *more)
         example = Path(world.path(world.names('test')[0]))
-        return Subject('fgclip', config, example, 36, dict(rtol=0, atol=0))
+        return Subject('fgclip', config, example, 8, dict(rtol=0, atol=0))
     root = texture_world(folder/'world', ['dots'], train=12, good=2, defective=2, size=(64, 64)).root
     def config(name, *more): return uniad_tests.config(root, folder/'runs', name, *UNIAD, *more)
     # on the CPU its products, convolutions and attention take paths of their own
@@ -59,7 +63,7 @@ def subject(request, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def same_sums(monkeypatch):
     "Attention that adds up alike on both devices, one vocabulary, and no pictures"
-    monkeypatch.setattr(UniADSystem, 'pictures', lambda self: {})
+    monkeypatch.setattr(ImageScan, 'pictures', lambda self: {})
     monkeypatch.setattr(clip, 'read_bpe', one_vocabulary)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -115,14 +119,14 @@ def test_a_step_waits_for_the_device_no_more_often(subject, on_cuda):
 
 def measure(subject, device):
     "Metrics of both kinds, and what prediction says"
-    system,_,valid = subject.build(device)
+    system,_,fed = subject.build(device)
     system.eval()
-    def loader(): return valid_loader(system, valid, device)
+    def see(split): return look_through(system, fed, split, system.cfg.train, device)
     with torch.no_grad():
-        metrics = system.evaluate(loader())
-        full = system.evaluate_fully(loader())
-        predicted = system.predict(subject.example)
-    if subject.name=='fgclip': said = dict(scores=predicted.scores, heat=predicted.heat)
+        scan = see('valid')
+        system.calibration = scan.calibration()
+        metrics,full,predicted = scan.metrics(), see('test').metrics(), list(system.predict(subject.example))
+    if subject.name=='fgclip': said = dict(scores=predicted[0].scores, heat=predicted[0].heat)
     else: said = {p.name: p.map for p in predicted}
     return metrics, full, said
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from vadnb.core import CheckpointError
 from vadnb.losses.reconstruction import FeatureMSELoss
 from vadnb.models import uniad
-from vadnb.models.uniad import MFCN, FeatureJitter, NeighborAttention, UniAD, neighbor_mask, read_reference
+from vadnb.models.uniad import MFCN, FeatureJitter, NeighborAttention, UniAD, neighbor_mask
+from vadnb.models.weights import read_weights
 
 def close(a, b, atol=0, rtol=0): torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
 def part(gold, start): return {k.removeprefix(start): v for k,v in gold.items() if k.startswith(start)}
@@ -149,7 +150,7 @@ class Runs:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save(dict(state_dict=OrderedDict(a=torch.zeros(1)), arch=Runs()), tmp_path/'evil.pth.tar')
-    with pytest.raises(CheckpointError, match='names code that is not run here'): read_reference(tmp_path/'evil.pth.tar')
+    with pytest.raises(CheckpointError, match='names code that is not run here'): read_weights(tmp_path/'evil.pth.tar')
 
 def test_weights_of_another_grid_change_nothing(golden):
     facts, gold = golden('uniad_transformer')

@@ -11,7 +11,7 @@ from vadnb.worlds.defects import PlantedDefects
 from vadnb.worlds.textures import texture_world
 from vadnb.models.feature_decoder import FeatureDecoder, image_loss
 from vadnb.plots import figure_bytes
-from vadnb.systems.uniad.system import Config, DataConfig, ModelConfig, ScoreConfig
+from vadnb.systems.uniad.config import Config, DataConfig, ModelConfig, ScoreConfig
 from vadnb.systems.uniad.pictures import choose_images, collage, good_images, query_figure, reconstruction_figure, redraw, train_decoder, write_pictures
 from vadnb.train.system import TrainConfig
 from vadnb.train.learner import fit
@@ -30,6 +30,12 @@ def learner(world): return fit(config(world))
 
 @pytest.fixture(scope='module')
 def system(learner): return learner.system.eval()
+
+@pytest.fixture(scope='module')
+def train(learner): return learner.fed.split('train')
+
+@pytest.fixture(scope='module')
+def tested(learner): return learner.data.split('test')
 
 def quick(system, data, **kw): return train_decoder(system, data, **(dict(steps=2, batch_size=2, width=16) | kw))
 def state(): return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
@@ -56,11 +62,10 @@ def test_decoder_states_travel_with_their_statistics():
     x = torch.randn(1, 4, 5, 2)
     assert torch.equal(decoder(x), other(x))
 
-def test_equal_seeds_give_equal_pictures_and_leave_all_generators_alone(system, world):
-    data = system.train_data
+def test_equal_seeds_give_equal_pictures_and_leave_all_generators_alone(system, train, tested):
+    data,shown = train, tested
     before = state()
     (a,la),(b,lb) = quick(system, data),quick(system, data)
-    shown = system.valid_data()
     first = [figure_bytes(reconstruction_figure(system, d, shown, most=2), 'png', 50) for d in (a, b)]+[figure_bytes(query_figure(system, d), 'png', 50) for d in (a, b)]
     assert state()==before
     assert la==lb and len(la)==2
@@ -72,29 +77,29 @@ def test_equal_seeds_give_equal_pictures_and_leave_all_generators_alone(system, 
     assert not any(p.requires_grad for p in a.parameters()) and not a.training
     with torch.no_grad(): assert quick(system, data)[1]==la
 
-def test_another_seed_gives_another_decoder(system):
+def test_another_seed_gives_another_decoder(system, train):
     old = system.cfg.seed
     try:
-        losses = quick(system, system.train_data)[1]
+        losses = quick(system, train)[1]
         system.cfg.seed = old+1
-        assert quick(system, system.train_data)[1]!=losses
+        assert quick(system, train)[1]!=losses
     finally: system.cfg.seed = old
 
-def test_training_a_decoder_leaves_the_system_alone(system):
+def test_training_a_decoder_leaves_the_system_alone(system, train):
     before = {k: v.clone() for k,v in system.state_dict().items()}
-    quick(system, system.train_data)
+    quick(system, train)
     assert all(torch.equal(v, before[k]) for k,v in system.state_dict().items())
     assert all(p.grad is None or not p.grad.any() for p in system.backbone.parameters())
 
-def test_only_good_images_are_learned_from(system):
-    planted = PlantedDefects(system.train_data.data, 0)
+def test_only_good_images_are_learned_from(system, train):
+    planted = PlantedDefects(train.data, 0)
     with pytest.raises(DataError, match='is defective, and a decoder'): quick(system, planted)
     with pytest.raises(DataError, match='holds no image'): quick(system, [])
     for kw,says in ((dict(steps=0), 'steps: 0'), (dict(steps=2.), 'steps: 2.0'), (dict(collages=1.5), 'collages: 1.5')):
-        with pytest.raises(ConfigError, match=says): quick(system, system.train_data, **kw)
+        with pytest.raises(ConfigError, match=says): quick(system, train, **kw)
 
-def test_many_images_are_taken_evenly(system):
-    data = system.train_data.data
+def test_many_images_are_taken_evenly(train):
+    data = train.data
     assert len(good_images(data, 1000))==len(data)
     few = good_images(data, 3)
     assert [torch.equal(x, data[i]['image']) for x,i in zip(few, (0, round((len(data)-1)/2), len(data)-1))]==[True]*3
@@ -129,20 +134,20 @@ def test_choice_of_images():
     assert chosen(4, [(0, ''), (0, ''), (1, 'hole')])==[(0, ''), (0, ''), (1, 'hole')]
     with pytest.raises(ConfigError, match='most: 0'): choose_images(Listed(rows), 0)
 
-def test_rows_show_what_the_system_sees(system):
-    decoder,_ = quick(system, system.train_data)
-    data = system.valid_data()
+def test_rows_show_what_the_system_sees(system, train, tested):
+    decoder,_ = quick(system, train)
+    data = tested
     bad = next(i for i in range(len(data)) if data.records[i].label)
     row, = redraw(system, decoder, data, [bad])
-    found = system.look(system.encode(data[bad]['image'][None]))[0][0].numpy()
+    found = system.look(dict(image=data[bad]['image'][None]))['distance'][0].numpy()
     assert np.allclose(row.case.map, system.full(found), atol=1e-5) and row.case.score==pytest.approx(system.image_score(found), rel=1e-5)
     assert row.seen.shape==row.rebuilt.shape==(48, 64, 3) and (row.case.image==data[bad]['image'].permute(1, 2, 0).numpy()).all() and row.case.mask.any()
     with torch.no_grad(): expected = decoder(system.encode(data[bad]['image'][None]))[0].permute(1, 2, 0).numpy()
     assert np.allclose(row.seen, expected, atol=1e-6)
     with pytest.raises(DataError, match='no image to show'): reconstruction_figure(system, decoder, data, [])
 
-def test_queries_of_a_fresh_model_are_copies(system, world):
-    decoder,_ = quick(system, system.train_data)
+def test_queries_of_a_fresh_model_are_copies(system, world, train):
+    decoder,_ = quick(system, train)
     below = lambda s: [ax.get_xlabel() for ax in query_figure(s, decoder).axes]
     assert below(config(world).build())[1]=='0.0% off layer 1'
     with torch.no_grad():

@@ -1,14 +1,14 @@
 "The whole of uniad in small worlds: data of every form, protocols, cache, checkpoints, thresholds, evaluation and prediction, against planted faults and independent references"
-import csv, functools, json, shutil, warnings
+import csv, functools, json, pickle, shutil, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, timm, torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from command import vadnb
 from test_uniad_golden import layout, official
 from toy_system import FailAt, StopAt, curve, differences, rows
-from vadnb.core import CheckpointError, DataError, read_json
+from vadnb.core import CheckpointError, DataError, read_json, write_json
 from vadnb.worlds.textures import texture_world
 from vadnb.data.anomaly_images import AnomalyImages
 from vadnb.data.image_lists import write_meta
@@ -16,10 +16,12 @@ from vadnb.data.mvtec import read_tree, write_tree_meta
 from vadnb.metrics.anomaly_maps import image_scores
 from vadnb.metrics.pixel_anomaly import SEVEN, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
+from vadnb.systems.uniad.scan import ImageScan
 from vadnb.systems.uniad.system import UniADSystem
 from vadnb.train.callbacks import Callback
-from vadnb.train.checkpoint import find_checkpoint, read_part
+from vadnb.train.checkpoint import find_checkpoint
 from vadnb.train.feature_cache import CachedFeatures
+from vadnb.train.feed import look_through
 from vadnb.train.learner import fit
 
 SMALL = '''--data.size [64,64] --data.hold_out 0.4 --model.hidden_dim 32 --model.nhead 4 --model.dim_feedforward 32 --model.dropout 0.1 --optim.warmup 0 --train.batch_size 4 --train.drop_last false --train.epochs 2
@@ -49,7 +51,7 @@ def run(world, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_pictures(request, monkeypatch):
     "Only the run above draws, which takes longer than training"
-    if 'run' not in request.fixturenames: monkeypatch.setattr(UniADSystem, 'pictures', lambda self: {})
+    if 'run' not in request.fixturenames: monkeypatch.setattr(ImageScan, 'pictures', lambda self: {})
 
 @pytest.fixture(scope='module')
 def trained(world, tmp_path_factory):
@@ -120,11 +122,11 @@ HARM = {
     'pool': (lambda w: None, '--score.pool [65,8]', ["'score.pool'", 'within data.size', '[65, 8]']),
     'backbone': (lambda w: None, '--model.backbone resnet81', ["timm has no 'resnet81'", 'nearest: ', 'resnet18']),
     'map of the backbone': (lambda w: None, '--model.strides [4,64]', ['resnet18', 'no map of stride 64', '2, 4, 8, 16, 32']),
-    'width': (lambda w: None, '--model.hidden_dim 48', ['checkpoints/step-000003/model.safetensors: does not fit this model', 'other shapes', 'head.input_proj.weight (32, ', ' instead of (48, ', 'use the configuration it was trained with']),
-    'depth': (lambda w: None, '--model.num_decoder_layers 2', ['does not fit this model', 'missing', 'head.transformer.decoder.layers.1.']),
-    'grid': (lambda w: None, '--data.size [64,96]', ['does not fit this model', 'head.pos_embed.col_embed.weight (8, 16) instead of (12, 16)']),
-    'weights': (lambda w: torch.save({'input_proj.weight': torch.zeros(32, 5)}, w/'w.pth'), '--model.weights {w}/w.pth --model.start xavier', ['w.pth: lacks input_proj.bias and 37 more (38 of 39 tensors)']),
-    'no weights': (lambda w: None, '--model.weights {w}/none.pth --model.start xavier', ['none.pth: no such file']),
+    'width': (lambda w: None, '--model.hidden_dim 48', ['checkpoints/step-000003/head.safetensors: does not fit this model', 'other shapes', 'input_proj.weight (32, ', ' instead of (48, ', 'use the configuration it was trained with']),
+    'depth': (lambda w: None, '--model.num_decoder_layers 2', ['does not fit this model', 'missing', 'transformer.decoder.layers.1.']),
+    'grid': (lambda w: None, '--data.size [64,96]', ['does not fit this model', 'pos_embed.col_embed.weight (8, 16) instead of (12, 16)']),
+    'weights': (lambda w: torch.save({'input_proj.weight': torch.zeros(32, 5)}, w/'w.pth'), '--name other --model.weights {w}/w.pth --model.start xavier', ['w.pth: lacks input_proj.bias and 37 more (38 of 39 tensors)']),
+    'no weights': (lambda w: None, '--name other --model.weights {w}/none.pth --model.start xavier', ['none.pth: no such file']),
     'weights that are thrown away': (lambda w: None, '--model.weights w.pth --model.start data', ["'model.start' is data and 'model.weights' is set", 'set one of them']),
     'backbone weights': (lambda w: torch.save({'conv1.weight': torch.zeros(1)}, w/'b.pth'), '--model.pretrained true --model.backbone_weights {w}/b.pth', ['b.pth', "tensors of 'resnet18' are missing", "give timm's own weights"]),
     'weights nobody reads': (lambda w: None, '--model.backbone_weights b.pth', ["'model.backbone_weights' is set but 'model.pretrained' is false"]),
@@ -137,7 +139,7 @@ HARM = {
 
 @pytest.mark.parametrize('harm', HARM)
 def test_one_line_and_nothing_is_lost(begun, tmp_path, harm):
-    "The start of an interrupted run with something wrong; run folder, cache and sources stay as they are"
+    "The start of an interrupted run, or of another one, with something wrong; folders, cache and sources stay as they are"
     plant,some,says = HARM[harm]
     plant(begun)
     before = contents(tmp_path)
@@ -156,7 +158,7 @@ def test_weights_of_another_shape_for_a_start(world, tmp_path):
     assert not (tmp_path/'run').exists()
 
 def test_unreadable_images_are_skipped_where_that_is_asked_for(copy, tmp_path):
-    bad = config(copy, tmp_path, 'x').build().datasets()[0].data.records[3]
+    bad = config(copy, tmp_path, 'x').make_data().split('train').records[3]
     cut(copy/bad.name)
     learner = train(copy, tmp_path, 'skips', '--data.cache', 'off', '--model.start', 'xavier', '--train.on_bad_sample', 'skip')
     assert learner.step==6 and all(bad.name in reason for reason in learner.skipped) and sum(learner.skipped.values())==2
@@ -180,7 +182,7 @@ def test_a_start_from_given_weights(trained, world, tmp_path):
     assert torch.equal(load_run(learner.run)[0].head.input_proj.weight, learner.system.head.input_proj.weight)
 
 def test_checkpoints_of_another_model_are_refused(run):
-    for some,says in (('--model.hidden_dim 48', 'head.input_proj.weight (32, '), ('--model.backbone resnet34', "'model.backbone' is resnet34, the run was trained with resnet18; set it back")):
+    for some,says in (('--model.hidden_dim 48', 'input_proj.weight (32, '), ('--model.backbone resnet34', "'model.backbone' is resnet34, the run was trained with resnet18; set it back")):
         for command in ('eval', 'predict'): assert says in refuse(command, *[run.parent]*(command=='predict'), '--run', run, *some.split())
 
 # ---------------------------------------------------------------- data
@@ -194,26 +196,32 @@ def visa_table(root, path):
     return path
 
 @pytest.fixture
-def built(world, tmp_path):
+def fed(world, tmp_path):
+    "Data as a run sees them"
     def f(*more, root=None):
         torch.manual_seed(0)
-        return config(root or world, tmp_path/'built', 'built', *more).build()
+        cfg = config(root or world, tmp_path/'built', 'built', *more)
+        data = cfg.make_data()
+        system = cfg.build(data.facts())
+        system.start(True)
+        return system.feed(data, True)
     return f
 
 @pytest.mark.parametrize('form', ['lists', 'table'])
-def test_the_same_images_in_another_form(world, built, tmp_path, form):
+def test_the_same_images_in_another_form(world, fed, tmp_path, form):
     "Features, masks, labels and what is held out do not depend on how the images were named to us"
     if form=='lists': write_tree_meta(world, tmp_path); some = f'--data.train {tmp_path}/train.json --data.test {tmp_path}/test.json'
     else: some = f"--data.train {visa_table(world, tmp_path/'1cls.csv')}"
     for protocol in ('held_out', 'paper'):
-        a,b = (built('--data.protocol', protocol, *more.split()) for more in ('', some))
-        for x,y in zip((*a.datasets(), a.valid_data()), (*b.datasets(), b.valid_data()), strict=True):
+        a,b = (fed('--data.protocol', protocol, *more.split()) for more in ('', some))
+        for x,y in ((d.split(name) for d in (a, b)) for name in ('train', 'valid', 'test')):
             assert x.fingerprint()==y.fingerprint() and x.classes==y.classes==['dots', 'weave']
             x,y = samples(x), samples(y)
-            assert list(x)==list(y) and len(x) in (10, 12, 16, 18)
+            # behind the test images of the paper stand those that set thresholds
+            assert list(x)==list(y) and len(x) in (10, 12, 16, 18, 18+16)
             for n in x: assert all(torch.equal(v, y[n][k]) for k,v in x[n].items() if k!='name'), n
 
-def test_a_plain_folder(world, built, tmp_path):
+def test_a_plain_folder(world, fed, tmp_path):
     "Good images are divided, defective ones are tested, masks lie in one heap"
     root = tmp_path/'nuts'
     for r in read_tree(world)['train']+read_tree(world)['test']:
@@ -222,9 +230,8 @@ def test_a_plain_folder(world, built, tmp_path):
         (root/kind).mkdir(parents=True, exist_ok=True); (root/'masks').mkdir(exist_ok=True)
         shutil.copy(world/r.name, root/kind/f'{half}_{kind}_{name}')
         if r.mask: shutil.copy(world/r.mask, root/'masks'/f'{half}_{kind}_{name.removesuffix(".png")}_mask.png')
-    system = built('--data.train', 'nuts', root=tmp_path)
-    learn,held = system.datasets()
-    test = system.valid_data()
+    data = fed('--data.train', 'nuts', root=tmp_path)
+    learn,held,test = (data.split(name) for name in ('train', 'valid', 'test'))
     good = len(list((root/'good').iterdir()))
     assert good==11 and test.counts()=={'nuts': dict(good=round(.2*11), defective=6, unmasked=0)} and len(learn)+len(held)//2==9
     names = [set(samples(d)) for d in (learn, held, test)]
@@ -238,13 +245,14 @@ def test_defects_without_mask(copy, tmp_path):
     gone = [r for r in read_tree(copy)['test'] if r.mask][::5]
     for r in gone: (copy/r.mask).unlink()
     learner = train(copy, tmp_path, 'without', '--data.protocol', 'paper')
-    m,seen = learner.metrics, learner.system.seen
-    assert len(gone)==3 and [n for n,mask in zip(seen.names, seen.masks) if mask is None]==[r.name for r in gone]
+    m,scan = learner.metrics, learner.scan
+    masks = [scan.mask(i) for i in range(len(scan))]
+    assert len(gone)==3 and [n for n,mask in zip(scan.names, masks) if mask is None]==[r.name for r in gone]
     assert m['pooled/images']==before['pooled/images']==18 and {k: m[k] for k in m if 'image_' in k}=={k: before[k] for k in m if 'image_' in k}
     assert m['pixel_auroc']!=before['pixel_auroc']
-    masked = {n: i for i,n in enumerate(seen.names) if seen.masks[i] is not None}
+    masked = {n: i for i,n in enumerate(scan.names) if masks[i] is not None}
     by = lambda values: {n: values[i] for n,i in masked.items()}
-    own = pixel_metrics(by([learner.system.full(x) for x in seen.maps]), by(seen.masks), by(seen.labels), by(seen.classes), 'max', (8, 8))
+    own = pixel_metrics(by([learner.system.full(x) for x in scan.maps]), by(masks), by(scan.labels), by(scan.classes), 'max', (8, 8))
     for k in ('pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro'): assert m[k]==pytest.approx(own[f'mean/{k}'], abs=1e-9)
     note = [f for f in read_json(tmp_path/'without'/'health.json')['findings'] if f['code']=='no_mask']
     assert len(note)==1 and note[0]['severity']=='note' and '3 defective images have no mask' in str(note[0]) and gone[0].name in str(note[0])
@@ -266,29 +274,32 @@ def test_held_out_needs_no_test_image(copy, world, tmp_path):
         for k in ('test', 'ground_truth'): shutil.rmtree(copy/c/k)
     a,b = train(world, tmp_path/'a', 'run'), train(copy, tmp_path/'b', 'run')
     assert curve(a.run)==curve(b.run) and len(curve(a.run))>6 and differences(a.run, b.run)==[]
-    # what there is to evaluate on are the held-out ones, with and without planted defects; the other run has its test set
-    for learner,n in ((a, 18), (b, 12)):
-        code,out,err = vadnb('eval', '--run', learner.run)
-        assert code==0 and f'{n} images' in out.splitlines()[0], err
-    assert {k: v for k,v in read_json(b.run/'eval.json')['metrics'].items() if k in SEVEN}==pytest.approx({k: v for k,v in b.metrics.items() if k in SEVEN}, abs=1e-6)
+    # nothing is planted into what is evaluated: without test images there is no evaluation
+    code,out,err = vadnb('eval', '--run', a.run)
+    assert code==0 and '18 images' in out.splitlines()[0], err
+    assert 'data.test' in refuse('eval', '--run', b.run) and not (b.run/'eval.json').exists()
 
-def test_planted_defects_are_the_same_each_time(built):
-    first,second = (samples(built('--data.cache', 'off').datasets()[1]) for _ in range(2))
+def test_planted_defects_are_the_same_each_time(fed):
+    first,second = (samples(fed('--data.cache', 'off').split('valid')) for _ in range(2))
     assert list(first)==list(second) and sum(int(s['label']) for s in first.values())==6 and len(first)==12
     for n,s in first.items(): assert all(torch.equal(v, second[n][k]) for k,v in s.items() if k!='name')
-    other = samples(built('--data.cache', 'off', '--seed', '1').datasets()[1])
+    other = samples(fed('--data.cache', 'off', '--seed', '1').split('valid'))
     assert set(other)!=set(first)
 
 def test_protocol_of_the_paper(trained, world):
     paper,held = trained('--data.protocol', 'paper'), trained()
-    assert list(samples(paper.valid))==[r.name for r in read_tree(world)['test']] and len(paper.train)==16
+    # the images that are judged, and behind them all good ones, which set thresholds
+    assert [s['name'] for s in paper.valid]==[r.name for k in ('test', 'train') for r in read_tree(world)[k]] and len(paper.train)==16
+    assert paper.scan.names==[r.name for r in read_tree(world)['test']]
+    assert (paper.metrics['validation_is_test'], 'validation_is_test' in held.metrics)==(1, False)
     for learner,n in ((paper, 1), (held, 0)):
         notes = [f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='protocol']
         assert len(notes)==n and all('chosen on the test set' in f['message'] and f['severity']=='note' for f in notes)
     assert paper.system.calibration['of']=='good training images, which the model knows' and held.system.calibration['of']=='held-out good images'
     # what thresholds come from: the good images, a planted defect among them would raise every threshold
-    scores = [held.system.image_score(m) for m,label in zip(held.system.seen.maps, held.system.seen.labels) if not label]
-    assert len(scores)==6 and held.system.calibration['scores'].tolist()==pytest.approx(sorted(scores), abs=1e-6)
+    scan = held.scan
+    scores = [held.system.image_score(m) for m,label in zip(scan.maps, scan.labels) if not label]
+    assert len(scores)==6 and held.system.calibration['scores']==pytest.approx(sorted(scores), abs=1e-6)
     assert len(paper.system.calibration['scores'])==16
 
 # ---------------------------------------------------------------- cache
@@ -378,6 +389,10 @@ def test_other_images_are_other_data(copy, tmp_path):
 
 # ---------------------------------------------------------------- checkpoints
 
+def parts(folder, *names):
+    "The tensors of some parts of a checkpoint, under their names in the system"
+    return {f'{n}.{k}': v for n in names for k,v in load_file(folder/f'{n}.safetensors').items()}
+
 def test_everything_trainable_is_trained_and_kept(trained, world, tmp_path):
     learner = trained()
     system = learner.system
@@ -387,7 +402,7 @@ def test_everything_trainable_is_trained_and_kept(trained, world, tmp_path):
     assert len(optimized)==len(own) and {id(p) for p in optimized}=={id(system.get_parameter(k)) for k in own}
     # each of them has moved, and lies in the checkpoint as it is
     start = load_config('uniad_demo', words(world, tmp_path, 'x')).build
-    held = read_part(find_checkpoint(learner.run), 'model')
+    held = parts(find_checkpoint(learner.run), 'head', 'backbone')
     torch.manual_seed(0); before = start().state_dict()
     assert [k for k in own if torch.equal(held[k], before[k])]==[]
     assert all(torch.equal(held[k], v) for k,v in system.state_dict().items()) and held.keys()==system.state_dict().keys()
@@ -407,13 +422,13 @@ def test_pretrained_weights_are_not_kept(world, tmp_path):
     some = ('--model.pretrained', 'true', '--model.backbone_weights', weights_file(tmp_path/'a.safetensors', 1))
     learner = train(world, tmp_path, 'run', *some)
     folder = find_checkpoint(learner.run)
-    held = read_part(folder, 'model')
-    assert {k.split('.')[0] for k in held}=={'head'} and (folder/'model.safetensors').stat().st_size<500_000
+    assert read_json(folder/'card.json')['parts']==['head'] and not (folder/'backbone.safetensors').exists()
+    assert (folder/'head.safetensors').stat().st_size<500_000
     assert 'backbone' not in [f['code'] for f in read_json(learner.run/'health.json')['findings']]
-    assert not learner.system.unused_weights and read_json(learner.run/'architecture.json')['digest']==learner.system.backbone.digest()
+    assert not learner.system.unused_weights and read_json(folder/'card.json')['provenance']['digest']==learner.system.backbone.digest()
     again,_ = load_run(learner.run)
     x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    for a,b in zip(learner.system.eval().look(learner.system.encode(x)), again.look(again.encode(x))): assert torch.equal(a, b)
+    for a,b in zip(*(list(system.eval().look(dict(image=x)).values()) for system in (learner.system, again))): assert torch.equal(a, b)
     # an interrupted run goes on with them
     train(world, tmp_path/'b', 'run', *some, callbacks=[StopAt(4)])
     train(world, tmp_path/'b', 'run', *some)
@@ -439,12 +454,13 @@ def test_other_pretrained_weights_do_not_continue_a_run(world, tmp_path, same_na
     assert 'digest' in err and 'backbone_weights' in err
     assert contents(tmp_path/'run')==before
 
-def test_another_random_backbone_does_not_continue_a_run(world, tmp_path):
-    "The checkpoint would bring the old one back after the features of the new one were cached"
-    train(world, tmp_path, 'run', callbacks=[StopAt(4)])
-    before = contents(tmp_path/'run')
-    assert 'digest' in refuse('train', '--config', 'uniad_demo', *words(world, tmp_path, 'run', '--seed', '1'))
-    assert contents(tmp_path/'run')==before
+def test_a_run_goes_on_with_its_own_random_backbone(world, tmp_path):
+    "Another seed draws another one, which the checkpoint replaces before any feature is computed"
+    begun = train(world, tmp_path, 'run', callbacks=[StopAt(4)]).system
+    learner = train(world, tmp_path, 'run', '--seed', '1')
+    assert learner.step==6 and learner.system.backbone.digest()==begun.backbone.digest()
+    fed = learner.train
+    torch.testing.assert_close(fed[0]['feature'], begun.encode(fed.data[0]['image'][None])[0], atol=1e-5, rtol=0)
 
 @pytest.mark.parametrize('place', PLACES)
 def test_killed_and_resumed_is_exact(world, tmp_path, trained, place):
@@ -456,7 +472,7 @@ def test_killed_and_resumed_is_exact(world, tmp_path, trained, place):
     assert [r['step'] for r in rows(learner.run, 'resume')]==[2, 3]
     whole = trained(*some)
     assert curve(learner.run)==curve(whole.run) and differences(learner.run, whole.run)==[]
-    assert torch.equal(learner.system.calibration['scores'], whole.system.calibration['scores'])
+    assert learner.system.calibration==whole.system.calibration
 
 # ---------------------------------------------------------------- what a run leaves behind
 
@@ -475,7 +491,7 @@ def test_thresholds_need_no_data(run):
         values = [getattr(t, value) for t in found]
         assert values==sorted(values, reverse=True) and len(set(values))>=4 and len({getattr(t, other) for t in found})==1 and {t.normals for t in found}=={6}
     # six good images: of seven equally likely places one lies above the third highest of them, and so on
-    scores = system.calibration['scores'].tolist()
+    scores = system.calibration['scores']
     assert [thresholds('false_alarm_rate', r).image for r in rates]==[scores[k] for k in (5, 5, 4, 2, 1)]
 
 def test_pictures_and_boards(run):
@@ -553,7 +569,7 @@ def test_predicting_the_test_set_gives_its_scores(run, world, tmp_path):
     system,_ = load_run(run, overrides=['--score.batch_size', '7'])
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        found = system.predict(world/'dots'/'test')
+        found = list(system.predict(world/'dots'/'test'))
         thresholds = system.thresholds()
     maps,truth,labels,_ = own_maps(system, world)
     assert [p.name for p in found]==sorted(n.removeprefix('dots/test/') for n in maps if n.startswith('dots/'))
@@ -596,7 +612,7 @@ def test_prediction_of_any_folder(run, mixed, tmp_path):
     # grey and 16 bit of the same picture look alike to the model, and their place in a batch means nothing
     score = {r['name']: float(r['score']) for r in table}
     system,_ = load_run(run, overrides=['--score.false_alarm_rate', '0.4'])
-    for name in MODES: assert system.predict(mixed/name)[0].score==pytest.approx(score[name], abs=1e-5)
+    for name in MODES: assert next(system.predict(mixed/name)).score==pytest.approx(score[name], abs=1e-5)
 
 def test_predict_refuses_in_one_line(run, mixed, tmp_path):
     before = contents(run, mixed)
@@ -609,7 +625,7 @@ def test_predict_refuses_in_one_line(run, mixed, tmp_path):
 
 def test_without_calibration_there_are_no_thresholds(run, world, tmp_path):
     own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
-    for p in own.rglob('calibration.*'): p.unlink()
+    for p in own.rglob('card.json'): write_json(p, read_json(p) | dict(calibration=None))
     assert 'there are no thresholds' in refuse('predict', world, '--run', own)
     # metrics need none
     code,out,err = vadnb('eval', '--run', own, '--data_root', world)
@@ -678,6 +694,7 @@ def test_official_checkpoint(layout, world, tmp_path):
     n = layout['counts']['backbone_entries']
     torch.manual_seed(0); bare = load_config('uniad_mvtec', some).build()
     torch.manual_seed(0); system = load_config('uniad_mvtec', [*some, '--model.weights', str(tmp_path/'ckpt.pth.tar')]).build()
+    system.start(True)
     unused = bare.load_reference(tmp_path/'ckpt.pth.tar')
     assert unused==system.unused_weights and len(unused)==n and all(k.startswith('module.backbone.') for k in unused)
     own,other = bare.state_dict(), system.state_dict()
@@ -687,7 +704,7 @@ def test_official_checkpoint(layout, world, tmp_path):
 
 def test_skipping_needs_no_cache(copy, tmp_path):
     "A cache reads every image before the first step, so that none can be skipped"
-    bad = config(copy, tmp_path, 'x').build().datasets()[0].data.records[3]
+    bad = config(copy, tmp_path, 'x').make_data().split('train').records[3]
     cut(copy/bad.name)
     assert 'train.on_bad_sample' in refuse('train', '--config', 'uniad_demo', *words(copy, tmp_path, 'memory', '--train.on_bad_sample', 'skip', '--data.cache', 'memory'))
     learner = train(copy, tmp_path, 'skips', '--train.on_bad_sample', 'skip', '--data.cache', 'auto', '--model.start', 'xavier')
@@ -726,4 +743,55 @@ def test_a_class_without_test_images_is_told(run, copy, tmp_path):
     shutil.rmtree(copy/'dots'/'test'); shutil.rmtree(copy/'dots'/'ground_truth')
     with pytest.warns(UserWarning, match='no image of dots'):
         system,_ = load_run(run, overrides=['--data_root', str(copy)])
-        system.valid_data()
+        look_through(system, system.cfg.make_data(), 'test', system.cfg.train, 'cpu').metrics()
+
+# ---------------------------------------------------------------- shares, and what a stranger wrote
+
+@pytest.mark.parametrize('exact', ['0', '1000000'])
+@pytest.mark.parametrize('protocol', ['held_out', 'paper'])
+def test_joined_shares_are_the_whole_to_the_last_bit(world, tmp_path, protocol, exact):
+    "Three processes that look at consecutive batches, exact metrics and counted ones"
+    cfg = config(world, tmp_path, 'x', '--data.protocol', protocol, '--score.exact_pixels', exact)
+    data = cfg.make_data()
+    torch.manual_seed(0)
+    system = cfg.build(data.facts()).eval()
+    with torch.no_grad():
+        def look(world=1, rank=0):
+            scan = look_through(system, data, 'valid', cfg.train, 'cpu', world, rank)
+            return scan if world==1 else pickle.loads(pickle.dumps(scan))
+        whole,shares = look(), [look(3, k) for k in range(3)]
+        before = [len(s.names)+len(s.normal) for s in shares]
+    joined = shares[0].join(shares[1:])
+    # under the protocol of the paper the last share sets thresholds only
+    assert all(before) and joined.names==whole.names
+    assert joined.metrics()==whole.metrics() and joined.calibration()==whole.calibration()
+    assert ('pooled/bound/aupro' in whole.metrics())==(exact=='0')
+
+BAD = {'scores': ['a', [], None, ['x'], [True], [float('nan')], [2., 1.]], 'rates': [[.1], [0., .1], [2., 0.]], 'n_pixels': [0, 1.5, True, '9'],
+       'of': [3, '', 'a\nb'], 'score': ['max', [], None]}
+
+def test_a_calibration_of_a_stranger_is_checked(run):
+    "By name, type and range; what a run wrote comes back to the bit"
+    system,_ = load_run(run)
+    own = system.calibration
+    assert json.loads(json.dumps(own))==own and system.calibrated().scores.tolist()==own['scores']
+    for k,values in BAD.items():
+        for v in values:
+            system.calibration = own | {k: v}
+            with pytest.raises(CheckpointError, match=f'calibration.{k}|calibration.pixels'): system.calibrated()
+    for other in ([], 'x', {}, own | dict(more=1), {k: v for k,v in own.items() if k!='of'}):
+        system.calibration = other
+        with pytest.raises(CheckpointError, match='calibration: must hold scores, pixels'): system.calibrated()
+
+def test_facts_of_a_stranger_are_checked(world, tmp_path):
+    cfg = config(world, tmp_path, 'x')
+    for facts in ([], {}, dict(classes=[]), dict(classes='dots'), dict(classes=['dots', 3]), dict(classes=['dots', 'dots'])):
+        with pytest.raises(CheckpointError, match='facts.classes: must be a list of different names'): cfg.build(facts)
+
+def test_damaged_images_stand_in_their_place(run, mixed):
+    cut(mixed/'b'/'grey.png')
+    system,_ = load_run(run, overrides=['--score.batch_size', '2', '--score.false_alarm_rate', '0.4'])
+    found = list(system.predict(mixed))
+    names = sorted(MODES)
+    assert [isinstance(p, DataError) for p in found]==[n=='b/grey.png' for n in names]
+    assert [p.name for p in found if not isinstance(p, DataError)]==[n for n in names if n!='b/grey.png']

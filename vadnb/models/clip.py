@@ -6,8 +6,8 @@
 __all__ = ['known_bpe', 'SIZES', 'read_bpe', 'clean_text', 'ClipTokenizer', 'tensor_of', 'clip_tokenizer', 'clip_config',
            'architecture', 'last_block_input', 'value_tokens', 'as_map', 'cell_weights', 'region_features',
            'text_features', 'FrameFeatures', 'CLIP', 'normalise_frames', 'encode_text', 'encode_frames',
-           'parameter_parts', 'chunk_rows', 'encode_chunks', 'weights_file', 'read_weights', 'load_reference',
-           'folder_size', 'weights_size', 'clip_from_folder']
+           'parameter_parts', 'chunk_rows', 'encode_chunks', 'load_reference', 'folder_size', 'weights_size',
+           'clip_from_folder']
 
 # %% ../../nbs/models/20_clip.ipynb #0f158e91
 import copy, functools, gzip, html, math, re, warnings
@@ -20,12 +20,12 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, read_json
 from .aggregate import at_least_float32
 from .clip_weights import clip_shape, common_names, copy_weights, stretch_positions
+from .weights import read_weights
+from .weights import weights_file
 
 # %% ../../nbs/models/20_clip.ipynb #a78d8089
 def read_bpe(
@@ -231,7 +231,8 @@ def region_features(
             return roi_align(features, torch.cat([frame_of_box[:,None].to(boxes), boxes], 1), 1, 1., -1, aligned=True).flatten(1)
         x1,y1,x2,y2 = boxes.double().unbind(1)
         weights = cell_weights(y1*gh, y2*gh, gh)[:,:,None]*cell_weights(x1*gw, x2*gw, gw)[:,None]
-        return torch.bmm(features[frame_of_box].flatten(2), weights.flatten(1)[...,None].to(features, non_blocking=True))[...,0]
+        weights = weights.flatten(1)[...,None].to(features, non_blocking=True)
+        return torch.bmm(features[frame_of_box].flatten(2), weights)[...,0]
 
 # %% ../../nbs/models/20_clip.ipynb #905b8a0f
 def text_features(
@@ -247,7 +248,8 @@ def text_features(
     if len(ids)==0: return text_features(clip, ids.new_full((1,1), config.eos_token_id), positions, projection)[:0]
     if not (ids==config.eos_token_id).any(1).all(): raise ValueError(f'a row of ids has no end token {config.eos_token_id}')
     # attention looks back only: what follows the last caption's end token changes nothing, and most captions are short
-    ids = ids[:,:int((ids==config.eos_token_id).int().argmax(1).max())+1].to(clip.text_projection.weight.device, non_blocking=True)
+    ids = ids[:,:int((ids==config.eos_token_id).int().argmax(1).max())+1]
+    ids = ids.to(clip.text_projection.weight.device, non_blocking=True)
     own = {} if positions is None else {'embeddings.position_embedding.weight': positions}
     out = functional_call(clip.text_model, own, kwargs=dict(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None]))
     return (projection or clip.text_projection)(out.pooler_output)
@@ -382,7 +384,8 @@ def encode_frames(
         rows = dense_rows if dense_rows is not None else torch.arange(len(x)) if dense else none
         of_box = none if boxes is None else frame_of_box
         # rows that the host knows are counted there, so that it need not wait for the device
-        used,place = (i.to(x.device, non_blocking=True) for i in torch.cat([rows.to(of_box.device), of_box]).unique(return_inverse=True))
+        found = torch.cat([rows.to(of_box.device), of_box]).unique(return_inverse=True)
+        used,place = (i.to(x.device, non_blocking=True) for i in found)
         tokens = value_tokens(vision, x[used])
         if dense or dense_rows is not None: res['dense'] = as_map(model.head(head)(tokens[place[:len(rows)]]), grid)
         if boxes is not None:
@@ -445,44 +448,6 @@ def encode_chunks(
     join = lambda vs, order: None if not vs else torch.cat(vs) if order is None else torch.cat(vs)[order.to(vs[0].device)]
     return FrameFeatures(join(image, None), join(dense, row_order), join(region, box_order))
 
-# %% ../../nbs/models/20_clip.ipynb #fb1e5ee6
-_FILES = ('model.safetensors', 'pytorch_model.bin', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
-
-def weights_file(
-    path, # a file, or a folder with one of the names that Hugging Face and open_clip use
-)->Path: # the file of weights
-    "The file that holds the tensors. Raises `CheckpointError` where there is none"
-    path = Path(path)
-    if path.is_dir():
-        found = [path/n for n in _FILES if (path/n).is_file()]
-        if not found: raise CheckpointError(f'{path}: holds no weights; one of {", ".join(_FILES)} is needed')
-        return found[0]
-    if not path.is_file(): raise CheckpointError(f'{path}: no such weights file or folder')
-    return path
-
-# %% ../../nbs/models/20_clip.ipynb #cc9672c2
-_CONVERT = "save_file({k: v.contiguous() for k,v in torch.jit.load('FILE', map_location='cpu').state_dict().items()}, 'model.safetensors')"
-
-def read_weights(
-    path, # a file of tensors (.safetensors, or a .bin or .pt that torch.save wrote), or a folder with one
-)->dict: # name -> tensor
-    "Tensors from disk, never code. Raises `CheckpointError` that names the file"
-    path = weights_file(path)
-    try:
-        with warnings.catch_warnings(): # torch warns of an archive with code and then refuses it; one of the two is enough
-            warnings.simplefilter('ignore')
-            weights = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, OSError) as e: raise CheckpointError(f'{path}: not a readable safetensors file ({e})') from None
-    except Exception as e:
-        if 'TorchScript' in str(e):
-            raise CheckpointError(f"{path}: a TorchScript archive, as OpenAI publishes its models, holds code and is not read; where you trust it, convert it with torch and safetensors: {_CONVERT.replace('FILE', path.name)}") from None
-        raise CheckpointError(f'{path}: not a file of plain tensors ({type(e).__name__}); convert it to safetensors where you trust it') from None
-    # open_clip's training keeps the optimizer beside the weights
-    if isinstance(weights, dict) and isinstance(weights.get('state_dict'), dict): weights = weights['state_dict']
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError(f'{path}: holds no state dict of tensors')
-    return weights
-
 # %% ../../nbs/models/20_clip.ipynb #77cb961f
 _STARTS = {'roi_projection.weight': 'visual_projection.weight', 'region_logit_scale': 'logit_scale', 'hard_negative_logit_scale': 'logit_scale', 'text_filip_projection.weight': 'text_projection.weight'}
 
@@ -525,8 +490,8 @@ def folder_size(
 # %% ../../nbs/models/20_clip.ipynb #e88cfc87
 def weights_size(
     path, # local file or folder in a layout of `clip_weights.LAYOUTS`
-    size=None, # a name in `SIZES`, or a dict shaped like `transformers.CLIPConfig`; default: what the folder or the shapes say
-    activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu, with a warning where that is a guess
+    size=None, # a name in `SIZES`, or a dict as `transformers.CLIPConfig`; default: what folder or shapes say
+    activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu with a warning
 )->dict: # shaped like `transformers.CLIPConfig`
     "The architecture of local weights, by their description; tensors are looked at only where nothing describes them"
     path = Path(path)
@@ -540,7 +505,7 @@ def weights_size(
         weights = read_weights(path)
         named = common_names(weights, str(path))
         size = size or clip_shape(named.tensors, str(path))
-        if not told and named.layout!='fgclip' and 'input_resolution' not in weights:
+        if not told and named.layout!='long_text' and 'input_resolution' not in weights:
             warnings.warn(f"{path}: nothing tells the activation of these weights; quick_gelu is taken, as in OpenAI's "
                           "models, and most models that open_clip trained need activation='gelu'")
     if isinstance(size, str): clip_config(size); size = SIZES[size]

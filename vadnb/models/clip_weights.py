@@ -15,8 +15,8 @@ from ..core import CheckpointError, did_you_mean
 
 # %% ../../nbs/models/19_clip_weights.ipynb #a84e4e4b
 LAYOUTS = {'huggingface': 'vision_model.encoder.layers.0.…, as transformers.CLIPModel', 'openai': 'visual.transformer.resblocks.0.…, as openai/CLIP and open_clip',
-           'fgclip': "Hugging Face's names with text_filip_projection, logit_scale_finegraind or position_embedding_res, as FG-CLIP v1"}
-_FGCLIP = {'text_filip_projection.weight', 'logit_scale_finegraind', 'logit_scale_hardneg', 'text_model.embeddings.position_embedding_res.weight'}
+           'long_text': "Hugging Face's names with text_filip_projection, logit_scale_finegraind or position_embedding_res, as FG-CLIP v1"}
+_LONG_TEXT = {'text_filip_projection.weight', 'logit_scale_finegraind', 'logit_scale_hardneg', 'text_model.embeddings.position_embedding_res.weight'}
 
 def bare_name(
     name:str, # a name as stored
@@ -33,7 +33,7 @@ def weight_layout(
     has = lambda *starts: all(any(n.startswith(s) for n in names) for s in starts)
     near = ('; logit_bias belongs to SigLIP and FG-CLIP 2, another network' if 'logit_bias' in names else
             '; visual.layer1 belongs to a ResNet, and only vision transformers are read' if has('visual.layer1.') else '')
-    if not near and has('vision_model.encoder.layers.', 'text_model.encoder.layers.'): return 'fgclip' if names&_FGCLIP else 'huggingface'
+    if not near and has('vision_model.encoder.layers.', 'text_model.encoder.layers.'): return 'long_text' if names&_LONG_TEXT else 'huggingface'
     if not near and has('visual.transformer.resblocks.', 'transformer.resblocks.'): return 'openai'
     found = ', '.join(sorted(names)[:3]) or 'no tensor'
     raise CheckpointError(f'{source}: not the weights of a CLIP (it holds {found}){near}; known layouts: ' + '; '.join(f'{k} ({v})' for k,v in LAYOUTS.items()))

@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['POSITIONS', 'ACTIVATIONS', 'feature_size', 'MFCN', 'FeatureJitter', 'LearnedPosition', 'SinePosition',
            'neighbor_mask', 'fast_dropout', 'Dropout', 'linear', 'Linear', 'hidden_score', 'NeighborAttention',
-           'EncoderLayer', 'DecoderLayer', 'anomaly_map', 'UniAD', 'read_reference', 'conv_norm_pairs', 'SameConv',
-           'PointConv', 'rewrite', 'Backbone']
+           'EncoderLayer', 'DecoderLayer', 'anomaly_map', 'UniAD', 'conv_norm_pairs', 'SameConv', 'PointConv',
+           'rewrite', 'Backbone']
 
 # %% ../../nbs/models/26_uniad.ipynb #37a8f8ef
 import copy, difflib, hashlib, random
-from collections import OrderedDict
 from fastcore.basics import patch
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..core import CheckpointError, ConfigError
 from .clip_weights import copy_weights
+from .weights import read_weights
 
 # %% ../../nbs/models/26_uniad.ipynb #94161b7e
 def feature_size(
@@ -380,31 +379,13 @@ def queries(self:UniAD)->Tensor: # (layers, C, H, W)
     rows = torch.stack([layer.learned_embed.weight for layer in self.transformer.decoder.layers])
     return self.output_proj(rows).transpose(1, 2).unflatten(-1, self.feature_size)
 
-# %% ../../nbs/models/26_uniad.ipynb #93f92726
-_MEANT = [(OrderedDict, 'easydict.EasyDict'), (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'), (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'), np.dtype, np.dtypes.Float64DType]
-
-def read_reference(
-    path, # an official checkpoint, or a file that holds a state dict
-)->dict: # name -> tensor, as stored
-    "The weights of a file, with no code of it run. Raises `CheckpointError`"
-    try:
-        with torch.serialization.safe_globals(_MEANT): held = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError: raise CheckpointError(f'{path}: no such file; check the path') from None
-    except Exception as e:
-        why = 'it names code that is not run here' if 'weights_only' in str(e).lower() or 'Unsupported' in str(e) else f'{type(e).__name__}'
-        raise CheckpointError(f'{path}: cannot be read as a checkpoint ({why}); it must hold tensors, numbers and dictionaries only') from None
-    held = held.get('state_dict', held) if isinstance(held, dict) else {}
-    res = {k: v for k,v in held.items() if isinstance(v, Tensor)}
-    if not res: raise CheckpointError(f'{path}: holds no named tensors; an official checkpoint has them under state_dict')
-    return res
-
 # %% ../../nbs/models/26_uniad.ipynb #c32c6ca1
 @patch
 def load_reference(self:UniAD,
     weights, # path of an official checkpoint, or its state dict
 )->list: # names that were not used
     "Load official weights, or change nothing and raise `CheckpointError` with names and shapes"
-    source,held = ('state dict', weights) if isinstance(weights, dict) else (weights, read_reference(weights))
+    source,held = ('state dict', weights) if isinstance(weights, dict) else (weights, read_weights(weights))
     prefix = next((n.removesuffix('input_proj.weight') for n in held if n.endswith('input_proj.weight')), '')
     own = {prefix+k: v for k,v in self.state_dict().items()}
     # the weights of a deeper model have all names of a shallower one

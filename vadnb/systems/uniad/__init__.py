@@ -1,3 +1,4 @@
 "One model for the good images of all classes: what it cannot rebuild is a defect"
-from .system import Config, UniADSystem
+from .config import Config
+from .system import UniADSystem
 System = UniADSystem
