@@ -9,9 +9,10 @@ import test_uniad_system as uniad_tests
 from toy_system import StopAt, curve, rows
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from pretend_cuda import DEVICE, on_device
+from vadnb.core import read_json
 from vadnb.models import clip
 from vadnb.systems.uniad.scan import ImageScan
-from vadnb.train.checkpoint import find_checkpoint
+from vadnb.train.checkpoint import find_checkpoint, read_part
 from vadnb.train.feed import look_through, to_device
 from vadnb.train.learner import fit
 from vadnb.worlds.street import street_world
@@ -144,6 +145,12 @@ def numbers(learner):
     "What a run logged, without words and clock"
     return [{k: v for k,v in r.items() if isinstance(v, (int, float))} for r in curve(learner.run)]
 
+def weights(run):
+    "What the last checkpoint holds of the model"
+    folder = find_checkpoint(run)
+    parts = read_json(folder/'card.json')['parts']
+    return {f'{p}.{k}': v for p in parts for k,v in read_part(folder, p).items()}
+
 def test_a_run_that_stops_and_resumes_is_that_of_the_cpu_left_alone(subject, on_cuda):
     plain = run(subject, 'cpu', 'cpu')
     with on_cuda():
@@ -153,8 +160,7 @@ def test_a_run_that_stops_and_resumes_is_that_of_the_cpu_left_alone(subject, on_
         assert all(map(on_device, resumed.system.state_dict().values()))
     assert resumed.step==3 and rows(resumed.run, 'resume') and rows(resumed.run, 'valid')
     for a,b in zip(numbers(resumed), numbers(plain), strict=True): same(a, b, subject.close)
-    weights = [read_part(find_checkpoint(learner.run), 'model') for learner in (resumed, plain)]
-    same(*weights, subject.close)
+    same(*(weights(learner.run) for learner in (resumed, plain)), subject.close)
 
 # ---------------------------------------------------------------- what the device itself refuses and counts
 
