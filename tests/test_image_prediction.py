@@ -11,6 +11,7 @@ from vadnb.core import MetricWarning
 from vadnb.plots import figure_bytes
 from vadnb.results.image import ImagePrediction
 from vadnb.results.images import ImagePredictions, list_inputs, output_files
+from vadnb.results.saving import save_results, signed_results
 from vadnb.results.panels import Case, enlarge, panels
 from vadnb.results.sheets import case_sheet, contact_sheet
 from vadnb.results.thresholds import RATES, Calibration, Thresholds, conformal_threshold, normal_thresholds, pixel_quantiles
@@ -296,3 +297,26 @@ def test_the_contact_sheet_of_a_folder_shows_the_highest(tmp_path):
 def test_a_coarse_case_is_enlarged_as_the_model_does():
     m = np.random.default_rng(0).random((5, 6)).astype(np.float32)
     assert (Case(None, m, 1, stride=8).map==enlarge(m, 8)).all() and Case(None, m, 1).map.shape==(5, 6)
+
+# ---------------------------------------------------------------- one by one
+
+def test_images_that_come_one_by_one_are_saved_as_a_folder(tmp_path):
+    paths = [picture(tmp_path/'in'/f'{k}.png', seed=k) for k in range(4)]
+    items = [predicted(p, seed=k) for k,p in enumerate(paths)]
+    lost = DataError('2.png: is cut off')
+    come = signed_results([*items[:2], lost, items[3]], 'scorer', 'one', 'step-000100')
+    error,saved = save_results(come, tmp_path/'in', tmp_path/'out', overlay=True)
+    whole = ImagePredictions(tmp_path/'in', [items[0], items[1], items[3]]).from_source(system='scorer', run='one',
+                                                                                   checkpoint='step-000100')
+    files = whole.save(whole.place(tmp_path/'other'), overlay=True)
+    assert error==([], [], lost) and saved.lines==whole.summary() and saved.error is None
+    assert [f.relative_to(tmp_path/'out') for f in saved.files]==[f.relative_to(tmp_path/'other') for f in files]
+    for a,b in zip(saved.files, files): assert a.read_bytes()==b.read_bytes(), a.name
+
+def test_two_images_that_would_share_files_write_none(tmp_path):
+    items = [predicted(picture(tmp_path/'in'/n), n) for n in ('a.png', 'a.jpg')]
+    refused, = save_results(items, tmp_path/'in', tmp_path/'out')
+    assert "'a.png' and 'a.jpg' would both be written to" in str(refused.error) and not (tmp_path/'out').exists()
+    mixed = [items[0], predicted(picture(tmp_path/'in'/'b.png'), thresholds=Thresholds(3, 1, .1, 9))]
+    refused, = save_results(mixed, tmp_path/'in', tmp_path/'out')
+    assert 'judged by other thresholds' in str(refused.error) and not (tmp_path/'out').exists()

@@ -6,6 +6,8 @@ from vadnb.core import CheckpointError, DataError, VideoError
 from vadnb.worlds.stage import frame_labels
 from vadnb.worlds.street_events import street_scene
 from vadnb.data.video import VideoReader, numbered_frames, frame_number, write_video
+from vadnb.results.record import Source, read_record
+from vadnb.results.saving import save_results, signed_results
 from vadnb.results.localization import connected, heat_box, runs, smooth
 from vadnb.results.video import VideoPrediction
 
@@ -203,6 +205,23 @@ def test_a_refusing_disk_leaves_no_half_file(tmp_path, monkeypatch):
         with pytest.raises(error, match='cannot be written'): p.save(tmp_path/kind, overlay=True)
         left = [f.name for f in (tmp_path/kind).iterdir()]
         assert not [f for f in left if f.startswith('.') or f.endswith(kind)] and 'a.json' in left
+
+def test_videos_are_signed_and_saved_one_by_one(tmp_path):
+    video = write_video(tmp_path/'a.mp4', numbered_frames(20), 25)
+    come = [made_up(video, 20, 25), VideoError('b.mp4: is damaged'), made_up(video, 20, 25, name='a.avi', seed=1)]
+    a,b,twin = save_results(signed_results(come, 'scorer', 'one', 'last'), tmp_path, tmp_path/'out', overlay=True)
+    files = come[0].save(tmp_path/'other', overlay=True)
+    assert [f.name for f in a.files]==[f.name for f in files] and a.lines==come[0].summary() and a.error is None
+    # who says it stands in the record, and nothing else changes
+    for x,y in zip(a.files, files): assert (x.read_bytes()==y.read_bytes())!=x.name.endswith('.layers.json'), x.name
+    assert {s for s,_ in read_record(tmp_path/'out'/'a.layers.json').layers()}=={Source('scorer', 'one', 'last')}
+    assert str(b.error)=='b.mp4: is damaged' and "'a.mp4' and 'a.avi' would both be written" in str(twin.error)
+
+def test_a_video_that_is_gone_costs_its_overlay_and_no_other(tmp_path):
+    video = write_video(tmp_path/'a.mp4', numbered_frames(20), 25)
+    come = [made_up(tmp_path/'gone.mp4', 20, 25), made_up(video, 20, 25)]
+    gone,there = save_results(come, tmp_path, tmp_path/'out', overlay=True)
+    assert isinstance(gone.error, VideoError) and there.error is None and len(there.files)==6
 
 # ---------------------------------------------------------------- long videos
 

@@ -9,6 +9,8 @@ from vadnb.plots import figure_bytes, new_figure, save_figure, thin
 from vadnb.report.curves import curves
 from vadnb.report.report import report_page, write_report
 from vadnb.report.run import read_run
+from vadnb.results.layers import Boxes, Classes, Curve, Heat, Map, Segments
+from vadnb.results.record import Result, Source
 
 evil = '"><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\' $\\frac{ \ud800 \x00 _'
 
@@ -183,6 +185,37 @@ def test_predictions_of_any_shape(run, content):
     (run/'predictions'/'deep').mkdir(parents=True)
     (run/'predictions'/'deep'/'clip.json').write_text(content)
     assert 'clip.json' in page_of(run).text
+
+def test_predictions_are_read_through_their_layers(run):
+    said = {('a', 'danger'): Curve([0, .5, 1], .5), ('b', 'found'): Segments([(1, 3, 'theft', .75)]),
+            ('b', 'kinds'): Classes(['x', 'y'], [[.25, .75]], [(0, 3)]), ('a', 'heat'): Heat(np.ones((1, 2, 2)), [1])}
+    result = Result('deep/clip.mp4', 3, 25., {(Source(s), n): v for (s,n),v in said.items()})
+    result.save(run/'predictions')
+    Result('part.png', layers=dict(map=Map(np.eye(3)), where=Boxes([(0, 1, (0, 0, 1, 1))]))).save(run/'predictions')
+    save_figure(new_figure(1, 1), run/'predictions'/'part.png')
+    page = page_of(run)
+    label, = [a['aria-label'] for n,a in page.elements if 'over time of' in a.get('aria-label', '')]
+    assert label=='danger, found, kinds over time of deep · clip.mp4'
+    for text in ('theft 0.75', 'y 0.75', 'part.layers.json'): assert text in page.text
+    assert [a['alt'] for n,a in page.elements if n=='img']==['part']        # the one beside the lanes shows the same
+    # what is not shown is not read either
+    (run/'predictions'/'deep'/'clip.layers.npz').unlink()
+    assert page_of(run).text==page.text.replace('deep/clip.layers.npz, ', '')
+
+@pytest.mark.parametrize('content', ['[1, 2', '[]', '{"format": "vadnb-layers/2"}', '{"format": "vadnb-layers/1"}',
+                                     '{"format": "vadnb-layers/1", "video": {"frames": 1e999}, "layers": []}'])
+def test_records_of_any_shape(run, content):
+    (run/'predictions'/'deep').mkdir(parents=True)
+    (run/'predictions'/'deep'/'clip.layers.json').write_text(content)
+    page = page_of(run)
+    assert 'clip.layers.json' in page.text and 'Also in the folder' not in page.text
+
+def test_strangers_words_in_a_record_stay_words(run):
+    text = '<script>alert(1)</script>"><img src=x>'
+    said = {text: Segments([(0, 2, text, .5)]), 'kinds': Classes([text, 'y'], [[.5, .5]]*3)}
+    Result('"><img src=x>.mp4', 3, 25., said, dict(system=text)).save(run/'predictions')
+    page = page_of(run)
+    assert '<script>alert(1)<' in page.text and not {'script', 'img'}&page.names()
 
 def test_out_touches_only_what_was_asked_for(run, tmp_path):
     before = sorted(run.iterdir())

@@ -1,13 +1,16 @@
 "Records of results: each kind there and back, two runs on one page, two videos refused, and what a stranger may write"
-import hashlib, json
+import hashlib, json, weakref
 import numpy as np, pytest
-from vadnb.core import DataError, VadnbError
+from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError, VideoError
 from vadnb.data.video import VideoReader, numbered_frames, write_video
 from vadnb.results.arrays import array_file, digest_of
 from vadnb.results.images import ImagePredictions
 from vadnb.results.image import ImagePrediction
+from vadnb.results.lanes import MOST_BARS, lane_figure, packed
 from vadnb.results.layers import KINDS, Boxes, Classes, Curve, Heat, Map, Segments, UnknownLayer
+from vadnb.results.playback import at_each_frame
 from vadnb.results.record import Result, Source, read_record, write_record
+from vadnb.results.saving import save_results, signed_results
 from vadnb.results.thresholds import Thresholds
 from vadnb.results.video import VideoPrediction
 
@@ -231,3 +234,134 @@ def test_a_video_whose_name_would_claim_the_record_of_another(tmp_path):
     p = VideoPrediction('a.layers.mp4', tmp_path/'gone.mp4', 25, ['normal', 'x'], np.full((3, 2), .5), .5)
     with pytest.raises(VadnbError, match="layers of 'a'"): p.save(tmp_path)
     assert not list(tmp_path.iterdir())
+
+# ---------------------------------------------------------------- whose they are
+
+def test_only_what_nobody_signed_is_signed():
+    mixed = video({'found': of_video['found'], (Source('ear'), 'noise'): of_video['flat']}, source=None, path='a.mp4')
+    signed = mixed.from_source('scorer', 'one', 'step-000100')
+    assert list(signed.layers())==[(run, 'found'), (Source('ear'), 'noise')] and signed.path=='a.mp4'
+    assert list(mixed.layers())[0]==(Source(), 'found') and signed.from_source('other')==signed
+    with pytest.raises(DataError, match='source, run: must be a text'): mixed.from_source(run=3)
+
+class Drawn(Result):
+    "A system may add to a plain result"
+    def summary(self): return ['of its own']
+
+def test_a_result_of_its_own_stays_what_it_is():
+    signed = Drawn('a.mp4', 12, 25., of_video).from_source('scorer')
+    assert type(signed) is Drawn and signed.summary()==['of its own'] and len(signed.layers())==len(of_video)
+
+# ---------------------------------------------------------------- plain results
+
+def test_a_system_with_segments_has_picture_and_record(tmp_path):
+    path = write_video(tmp_path/'in'/'a.mp4', numbered_frames(12), 25)
+    said = Result('part/a.mp4', 12, 25., dict(found=of_video['found']), path=path).from_source('detector', 'one')
+    files = said.save(tmp_path/'out')
+    assert [f.relative_to(tmp_path/'out').as_posix() for f in files]==['part/a.png', 'part/a.layers.json']
+    assert files==said.files(tmp_path/'out') and files[0].read_bytes()[:4]==b'\x89PNG'
+    back = read_record(files[-1])
+    assert back.layers()==said.layers() and back.facts['sha256']==digest_of(path) and back.facts['width']
+    assert str(tmp_path) not in files[-1].read_text()
+    before = [f.read_bytes() for f in files]
+    assert [f.read_bytes() for f in said.save(tmp_path/'out')]==before
+    for other in (Result('a.mp4', 12, 25.), Result('a.png', path=tmp_path/'a.png')):
+        with pytest.raises(ConfigError, match='no overlay'): other.save(tmp_path/'out', overlay=True)
+
+def test_the_video_is_played_again_with_what_is_said(tmp_path):
+    frames,times = list(rng.integers(0, 255, (12, 34, 50, 3), dtype=np.uint8)), np.cumsum([0, *[.04, .04, .2]*4][:12])
+    path = write_video(tmp_path/'a.mkv', frames, 25, times=times, pix_fmt='yuv444p')
+    reader = VideoReader(path)
+    said = Result('a.mkv', 12, reader.fps, of_video, path=path)
+    film,*rest = said.save(tmp_path/'out', overlay=True)
+    assert [f.name for f in (film, *rest)]==['a_overlay.mp4', 'a.png', 'a.layers.npz', 'a.layers.json']
+    drawn = VideoReader(film)
+    assert len(drawn)==12 and drawn.size[1]==50 and drawn.size[0]>34
+    np.testing.assert_allclose(drawn.timestamps, reader.timestamps, atol=2e-3)
+    gone = Result('a.mkv', 12, 25., of_video, path=tmp_path/'gone.mkv')
+    with pytest.raises(VideoError, match='gone.mkv'): gone.save(tmp_path/'none', overlay=True)
+    assert not (tmp_path/'none').exists()
+
+def test_playing_asks_few_boxes():
+    rows = sorted((int(a), int(a+n)) for a,n in zip(rng.integers(0, 90, 60), rng.integers(1, 30, 60)))
+    for i,held in enumerate(at_each_frame(rows, 120)):
+        assert held==[r for r in rows if r[0]<=i<r[1]]
+
+def test_what_a_system_says_of_its_file_stays(tmp_path):
+    path = write_video(tmp_path/'a.mp4', numbered_frames(12), 25, times=np.cumsum([0, *[.04, .04, .2]*4][:12]))
+    times = [float(t) for t in range(12)]
+    said = video(dict(flat=of_video['flat']), path=path, times=times, width=7)
+    told = read_record(said.save(tmp_path/'out')[-1]).facts
+    assert (told['times'], told['width'], told['sha256'])==(times, 7, digest_of(path))
+    assert said.facts['sha256'] is None
+
+def test_a_plain_result_damages_nothing(tmp_path):
+    path = write_video(tmp_path/'a.mp4', numbered_frames(12), 25)
+    with pytest.raises(DataError, match='has 12 frames, the prediction 13'):
+        Result('a.mp4', 13, 25., path=path).save(tmp_path/'out')
+    (tmp_path/'a.png').write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match='would be written over'):
+        video(dict(flat=of_video['flat']), path=tmp_path/'a.png').save(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir())==['a.mp4', 'a.png']
+
+def test_lanes_of_everything(tmp_path):
+    fig = lane_figure(video(of_video)|video(dict(found=Segments([(0, 12, 'x')])), Source('scorer', 'two')))
+    assert [ax.get_ylabel().split('\n')[0] for ax in fig.axes]==['anomaly', 'flat', 'found', 'nothing', 'frames', 'clips',
+                                                                  'found']
+    assert all('scorer' in ax.get_ylabel() for ax in fig.axes) and fig.axes[0].get_xlim()==(0, 12)
+    assert lane_figure(Result('b.png', layers=of_image)) is None and lane_figure(video(dict(h=of_video['heat']))) is None
+
+def test_thousands_of_detections_are_a_picture():
+    a = rng.integers(0, 9000, 3000)
+    rows = [(int(s), int(s)+int(n), f'c{k%30}', float(p)) for k,(s,n,p) in
+            enumerate(zip(a, rng.integers(1, 900, 3000), rng.random(3000)))]
+    fig = lane_figure(Result('a.mp4', 10_000, 25., dict(found=Segments(rows))))
+    assert f'{MOST_BARS} of 3000' in fig.axes[0].get_ylabel() and fig.get_figheight()<8
+    assert max(packed([r[:2] for r in rows]))<3000
+
+# ---------------------------------------------------------------- saved as they come
+
+def made(name, n=12, **layers): return Result(name, n, 25., layers or dict(anomaly=Curve([0]*n)))
+
+def test_in_order_with_errors_in_their_place(tmp_path):
+    lost = VideoError('b.mp4: cannot be decoded')
+    results = signed_results([made('a.mp4'), lost, made('sub/c.mp4')], 'scorer', 'one', 'step-000100')
+    a,b,c = save_results(results, 'in', tmp_path)
+    assert (a.error, b, c.error)==(None, ([], [], lost), None)
+    assert [f.relative_to(tmp_path).as_posix() for f in c.files]==['sub/c.png', 'sub/c.layers.json']
+    assert c.lines==['sub/c.mp4: 12 frames', '  anomaly, scorer one step-000100: 12 values from 0 to 0']
+    assert {s for s,_ in read_record(a.files[-1]).layers()}=={run}
+
+def test_two_of_one_name_are_refused_before_anything_is_written_over(tmp_path):
+    a,b = save_results([made('a.mp4'), made('a.avi', 9)], 'in', tmp_path)
+    assert isinstance(b.error, DataError) and "'a.mp4' and 'a.avi' would both be written to" in str(b.error)
+    assert read_record(a.files[-1]).facts['frames']==12 and '\n' not in str(b.error)
+    # also when they come from two sources that share the folder
+    written = {}
+    one, = save_results([made('a.mp4')], 'in', tmp_path, written=written)
+    two, = save_results([made('a.avi')], 'more', tmp_path, written=written)
+    assert one.error is None and 'would both be written' in str(two.error)
+
+def test_a_folder_that_cannot_be_written_ends_it(tmp_path):
+    (tmp_path/'out').write_text('')
+    with pytest.raises(CheckpointError): list(save_results([made('a.mp4'), made('b.mp4')], 'in', tmp_path/'out'))
+
+def test_maps_do_not_pile_up(tmp_path):
+    alive = []
+    def results():
+        for k in range(4):
+            assert not any(r() for r in alive)
+            heat = Heat(np.zeros((3, 4, 4)), [0, 1, 2])
+            alive.append(weakref.ref(heat))
+            res = made(f'{k}.mp4', heat=heat)
+            del heat
+            yield res
+            del res
+    # `dict` keeps no result either: only names and paths are remembered
+    assert len(list(save_results(signed_results(results(), 's'), 'in', tmp_path, written={})))==4
+
+def test_maps_are_left_where_they_are_when_nobody_shows_them(tmp_path):
+    maps,record = write_record(tmp_path/'a.layers.json', video(of_video))
+    maps.unlink()
+    assert [n for _,n in read_record(record, maps=False).layers()]==[n for n in of_video if n!='heat']
+    with pytest.raises(DataError, match='is not there'): read_record(record)

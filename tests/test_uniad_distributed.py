@@ -1,11 +1,11 @@
 "Two processes train uniad as one does: the same parameters, features computed once, each looks at its share"
 import json
 import pytest
-from test_processes import close, parameters, together
+from test_processes import close, together
 from toy_system import curve, rows
 from vadnb.worlds.textures import texture_world
 from vadnb.core import read_json
-from vadnb.train.checkpoint import find_checkpoint
+from vadnb.train.checkpoint import find_checkpoint, read_part
 from vadnb.train.learner import fit
 
 SMALL = '''--data.size [64,64] --data.hold_out 0.4 --model.hidden_dim 32 --model.nhead 4 --model.dim_feedforward 32 --model.dropout 0 --model.jitter_scale 0 --optim.name sgd --optim.lr 0.05 --optim.warmup 0
@@ -32,6 +32,10 @@ def train(world, folder, name, batch, *more):
     try: learner = fit(load_config('uniad_demo', [*words, *more]))
     finally: UniADSystem.encode,UniADSystem.look = encode, look
     (folder/f"{name}.counts{os.environ.get('RANK', '0')}").write_text(json.dumps(dict(counts, metrics=learner.metrics)))
+
+def parameters(run):
+    folder = find_checkpoint(run)
+    return {f'{name}.{k}': v for name in ('head', 'backbone') for k,v in read_part(folder, name).items()}
 
 def test_two_processes_are_one(tmp_path, world, monkeypatch):
     from vadnb.systems.uniad.scan import ImageScan

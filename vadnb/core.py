@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOCKS', 'VadnbError', 'ConfigError', 'DataError', 'VideoError', 'CheckpointError', 'DeviceError', 'DataWarning',
-           'MetricWarning', 'did_you_mean', 'read_text', 'read_json', 'yaml_fault', 'read_yaml', 'unwritten',
-           'write_atomic', 'write_json', 'sync_folder', 'append_jsonl', 'read_jsonl', 'inside', 'set_seed',
-           'pick_device']
+           'MetricWarning', 'did_you_mean', 'is_whole', 'is_number', 'read_text', 'read_json', 'yaml_fault',
+           'read_yaml', 'unwritten', 'write_atomic', 'write_json', 'sync_folder', 'append_jsonl', 'read_jsonl',
+           'inside', 'set_seed', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #9c85a750
-import contextlib, difflib, errno, json, os, random, re, weakref
+import contextlib, difflib, errno, json, math, numbers, os, random, re, weakref
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #253aae4d
@@ -42,6 +42,22 @@ def did_you_mean(
         return difflib.SequenceMatcher(None, *pair).ratio()
     near = max(known, key=alike, default=None)
     return f"; did you mean '{near}'?" if near and alike(near)>=.5 else ''
+
+# %% ../nbs/00_core.ipynb #5c68316e
+def is_whole(
+    value, # what was found
+)->bool:
+    "Whether a value is a whole number: an int or one of numpy's, no truth value and no 3.0"
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+def is_number(
+    value, # what was found
+)->bool:
+    "Whether a value is a number that a float can hold: no truth value, not NaN, not infinite"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool): return False
+    try: return math.isfinite(value)
+    # a whole number of a thousand digits
+    except OverflowError: return False
 
 # %% ../nbs/00_core.ipynb #25e1a6c4
 def read_text(

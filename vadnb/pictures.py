@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['as_segments', 'draw_strip', 'clock', 'time_axis', 'score_curve', 'timeline', 'block_means', 'class_bands',
-           'class_stack', 'as_frame', 'draw_boxes', 'as_heat', 'draw_heat', 'heat_bar', 'heat_overlay', 'shared_heat',
-           'contact_axes', 'frame_strip']
+           'legend_beside', 'draw_classes', 'class_stack', 'as_frame', 'draw_boxes', 'as_heat', 'draw_heat', 'heat_bar',
+           'heat_overlay', 'shared_heat', 'contact_axes', 'frame_strip']
 
 # %% ../nbs/04_pictures.ipynb #a573c685
 import numpy as np
@@ -149,7 +149,37 @@ def class_bands(
     bands += [band(i, SERIES[k%len(SERIES)]) for k,i in enumerate(shown)]
     return bands + [(f'{len(rest)} other', p[:,rest].sum(1), MUTED)]*bool(rest)
 
+def legend_beside(
+    ax, # matplotlib Axes with labelled artists
+):
+    "A legend at the right, from top to bottom as stacked bands lie"
+    handles,names = ax.get_legend_handles_labels()
+    box = ax.legend(handles[::-1], names[::-1], loc='center left', bbox_to_anchor=(1, .5), fontsize=7, frameon=False,
+                    labelcolor=MUTED, handlelength=1)
+    for text in box.get_texts(): text.set_parse_math(False)
+
 # %% ../nbs/04_pictures.ipynb #74d8762c
+def draw_classes(
+    ax, # matplotlib Axes whose horizontal axis counts frames
+    probabilities, # class probabilities per frame, (N, C)
+    classes, # C names
+    below:str='normal', # the class drawn in grey at the bottom, if it is there
+    most:int=5, # classes with a colour of their own
+):
+    "Stacked class probabilities with their legend at the right. Raises `DataError` when names and columns do not match"
+    p,classes = np.asarray(probabilities, float), list(classes)
+    if p.ndim!=2 or not len(p) or p.shape[1]!=len(classes):
+        raise DataError(f'class_stack: probabilities must be (frames, {len(classes)}) for {len(classes)} classes, '
+                        f'found {p.shape}')
+    edges,p = block_means(p)
+    floor = np.zeros(len(p))
+    for name,height,colour in class_bands(p, classes, below, most):
+        ax.stairs(floor+height, edges, baseline=floor, fill=True, color=colour, lw=0, label=name)
+        floor = floor+height
+    ax.set_xlim(0, edges[-1])
+    ax.set_ylim(0, max(1, floor.max()))
+    legend_beside(ax)
+
 def class_stack(
     probabilities, # class probabilities per frame, (N, C)
     classes, # C names
@@ -160,25 +190,12 @@ def class_stack(
     fig=None, # Figure or SubFigure to draw into; None makes one
 ): # matplotlib Figure
     "Class probabilities over time, stacked. Raises `DataError` when names and columns do not match"
-    p,classes = np.asarray(probabilities, float), list(classes)
-    if p.ndim!=2 or not len(p) or p.shape[1]!=len(classes):
-        raise DataError(f'class_stack: probabilities must be (frames, {len(classes)}) for {len(classes)} classes, '
-                        f'found {p.shape}')
-    edges,p = block_means(p)
     if fig is None: fig = new_figure(7, 1.7)
-    ax,floor = quiet(fig.subplots(), grid=False), np.zeros(len(p))
-    for name,height,colour in class_bands(p, classes, below, most):
-        ax.stairs(floor+height, edges, baseline=floor, fill=True, color=colour, lw=0, label=name)
-        floor = floor+height
-    ax.set_xlim(0, edges[-1])
-    ax.set_ylim(0, max(1, floor.max()))
+    ax = quiet(fig.subplots(), grid=False)
+    draw_classes(ax, probabilities, classes, below, most)
     ax.set_ylabel('probability')
     time_axis(ax, fps)
     set_title(ax, title)
-    handles,names = ax.get_legend_handles_labels()
-    box = ax.legend(handles[::-1], names[::-1], loc='center left', bbox_to_anchor=(1, .5), fontsize=7, frameon=False,
-                    labelcolor=MUTED, handlelength=1)
-    for text in box.get_texts(): text.set_parse_math(False)
     return fig
 
 # %% ../nbs/04_pictures.ipynb #dd6b0ad0
@@ -214,7 +231,8 @@ def as_heat(
 )->np.ndarray: # the same as float64
     "A map that can be drawn. Raises `DataError` for another shape, and for values that are not finite"
     heat = np.asarray(heat, float)
-    if heat.ndim!=2: raise DataError(f'{what}: heat must be (h, w), found {heat.shape}')
+    if heat.ndim!=2:
+        raise DataError(f'{what}: heat must be (h, w), found {heat.shape}')
     if not np.isfinite(heat).all():
         raise DataError(f'{what}: {int((~np.isfinite(heat)).sum())} of {heat.size} values are not finite')
     return heat
@@ -306,7 +324,8 @@ def frame_strip(
 ): # matplotlib Figure
     "A contact sheet. Raises `DataError` when shapes do not fit"
     frames = [as_frame(f, 'frame_strip') for f in frames]
-    if not frames: raise DataError('frame_strip: no frame to show')
+    if not frames:
+        raise DataError('frame_strip: no frame to show')
     for name,given in (('boxes', boxes), ('labels', labels), ('heats', heats)):
         if given is not None and len(given)!=len(frames):
             raise DataError(f'frame_strip: {len(given)} {name} for {len(frames)} frames; '

@@ -7,11 +7,12 @@ __all__ = ['XD_CLASSES', 'GAPS', 'write_new', 'from_ucf_annotation', 'xd_labels'
            'read_box_pickle', 'Narration', 'read_narration', 'box_tracks', 'best_sentence', 'from_boxes_and_captions']
 
 # %% ../../nbs/data/19_convert.ipynb #a1a16416
-import math, re, warnings
+import re, warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
-from ..core import ConfigError, DataError, DataWarning, did_you_mean, read_json, read_text, write_json
+from ..core import ConfigError, DataError, DataWarning, did_you_mean, is_number, is_whole, read_json, read_text
+from ..core import write_json
 from .annotation import AnnotatedVideo, video_name
 from .plain_pickle import read_plain_pickle
 from .tracks import check_box, check_fields
@@ -98,7 +99,7 @@ def from_xd_annotation(
         where = f"normal video '{name:.80}'"
         if xd_labels(name, where)!=('Normal',):
             raise DataError(f'{where}: is not labelled A; give only normal videos, the others stand in {path}')
-        if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n<1):
+        if n is not None and (not is_whole(n) or n<1):
             raise DataError(f'{where}: has {n!r} frames; give a whole number, or names alone')
         add(name, AnnotatedVideo('Normal', (), None if n is None else int(n)), where)
     if not any(v['class']=='Normal' for v in res.values()):
@@ -137,7 +138,7 @@ def _box_row(
     m = re.search(r'(\d+)$', PurePosixPath(row[0]).stem)
     if not m or int(m[1])<1:
         raise DataError(f"{where}: the picture '{row[0]:.80}' must end with its frame number, counted from 1")
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in row[1:]):
+    if not all(map(is_number, row[1:])):
         raise DataError(f'{where}: {row[1:]!r:.80} must be four numbers in pixels')
     h,w = size
     return int(m[1])-1, check_box([round(v/s, 4) for v,s in zip(row[1:], (w, h, w, h))],
@@ -187,7 +188,7 @@ def _narration(
     where:str, # file and name, for messages
 )->Narration:
     "One checked entry, or `DataError`"
-    def number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v>=0
+    def number(v): return is_number(v) and v>=0
     check_fields(item, where, ('duration', 'timestamps', 'sentences'))
     duration,times,texts = item['duration'],item['timestamps'],item['sentences']
     if not number(duration):

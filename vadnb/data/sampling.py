@@ -8,6 +8,7 @@ __all__ = ['uniform_indices', 'segment_indices', 'dense_indices', 'sliding_windo
 # %% ../../nbs/data/11_sampling.ipynb #27ce70db
 import numpy as np
 from ..core import DataError
+from ..core import is_whole
 
 # %% ../../nbs/data/11_sampling.ipynb #6fa003a7
 def _count(
@@ -17,7 +18,7 @@ def _count(
     error=ValueError, # class to raise
 )->int: # `value` as a Python int
     "A whole number, or `error` that names it"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+    if not is_whole(value):
         raise error(f'{name} must be a whole number, got {value!r}')
     if value<least:
         raise error(f'{name} must be at least {least}, got {value}')

@@ -6,10 +6,12 @@
 __all__ = ['interpolate_boxes', 'check_frame', 'check_fields', 'check_box', 'Track']
 
 # %% ../../nbs/data/13_tracks.ipynb #e5c8e725
-import math
 from dataclasses import dataclass
 import numpy as np
-from ..core import DataError, did_you_mean
+from ..core import DataError
+from ..core import did_you_mean
+from ..core import is_number
+from ..core import is_whole
 
 # %% ../../nbs/data/13_tracks.ipynb #387f121c
 def interpolate_boxes(
@@ -36,7 +38,7 @@ def check_frame(
     where:str, # file, item and field, for the message
 )->int: # a frame number
     "A frame number from a file, or `DataError`"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if not is_whole(value):
         raise DataError(f'{where}: must be a whole frame number, found {value!r}; write it without a point or quotes')
     if value<0:
         raise DataError(f'{where}: is {value}; frames are counted from 0, so write 0 or more')
@@ -67,9 +69,7 @@ def check_box(
     where:str, # file, item and field, for the message
 )->list: # four floats
     "A normalised `[x1, y1, x2, y2]` with an area, or `DataError`"
-    def number(v):
-        return isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool) and math.isfinite(v)
-    if not isinstance(value, (list, tuple, np.ndarray)) or len(value)!=4 or not all(map(number, value)):
+    if not isinstance(value, (list, tuple, np.ndarray)) or len(value)!=4 or not all(map(is_number, value)):
         raise DataError(f'{where}: must be four numbers [x1, y1, x2, y2], found {value!r}')
     box = [float(v) for v in value]
     if min(box)<0 or max(box)>1:

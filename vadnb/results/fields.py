@@ -11,6 +11,8 @@ import math, re
 import numpy as np
 from ..core import DataError
 from ..core import did_you_mean
+from ..core import is_number
+from ..core import is_whole
 
 # %% ../../nbs/results/00_fields.ipynb #4a603fd5
 def shown(
@@ -27,13 +29,7 @@ def number(
     high:float=math.inf, # largest that is allowed
 )->float:
     "A finite number within bounds; raises `DataError`"
-    given = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    try:
-        fits = given and math.isfinite(value) and low<=value<=high
-    # a whole number of a thousand digits is no float
-    except OverflowError:
-        fits = False
-    if not fits:
+    if not is_number(value) or not low<=value<=high:
         within = f' from {low:g} to {high:g}' if math.isfinite(low) and math.isfinite(high) else ''
         raise DataError(f'{at}: must be a finite '
                         f'number{within or (f", {low:g} or more" if math.isfinite(low) else "")}, '
@@ -50,7 +46,7 @@ def whole(
     high:int=MOST, # largest that is allowed
 )->int:
     "A whole number within bounds; raises `DataError`"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low<=value<=high:
+    if not is_whole(value) or not low<=value<=high:
         raise DataError(f'{at}: must be a whole number from {low} to {high}, found {shown(value)}')
     return int(value)
 

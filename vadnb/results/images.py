@@ -26,6 +26,7 @@ from ..plots import short
 from .arrays import StoredArray
 from .arrays import array_file
 from .image import ImagePrediction
+from .origin import file_facts
 from .panels import tail
 from .record import write_record
 from .sheets import contact_sheet as draw_contact_sheet
@@ -97,6 +98,17 @@ def layers(self:ImagePredictions)->list: return [p.layers() for p in self] # of 
 
 @patch
 def record(self:ImagePredictions)->list: return [p.record() for p in self] # of each image, see `Result`
+
+# %% ../../nbs/results/12_images.ipynb #bf02fbf8
+@patch
+def from_source(self:ImagePredictions,
+    **names, # system, run and checkpoint
+)->ImagePredictions:
+    "The same, said by this source where none was named"
+    return ImagePredictions(self.name, [p.from_source(**names) for p in self])
+
+# what is predicted image by image is saved folder by folder
+ImagePrediction.collection = ImagePredictions
 
 # %% ../../nbs/results/12_images.ipynb #251b365d
 def named_files(
@@ -185,7 +197,7 @@ def write_image_files(
     data = array_file(map=p.full(), coarse=p.map, size=np.array(p.size), score=np.float32(p.score))
     write_atomic(maps, data)
     stored = {(p.source, 'map'): StoredArray(maps.name, 'map', hashlib.sha256(data).hexdigest())}
-    write_record(record, p.result(**p.facts()), stored)
+    write_record(record, p.result(**file_facts(p.path)), stored)
     for f in overlay: write_atomic(f, png_file(p.overlay()))
 
 @patch

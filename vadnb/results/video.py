@@ -6,7 +6,7 @@
 __all__ = ['TABLE_HEADS']
 
 # %% ../../nbs/results/10_video.ipynb #6da92a13
-import csv, hashlib, io, os, zlib
+import csv, hashlib, io, zlib
 from html import escape
 from pathlib import Path
 import numpy as np
@@ -15,7 +15,6 @@ from ..core import DataError
 from ..core import VideoError
 from ..core import write_atomic
 from ..core import write_json
-from ..data.video import VideoReader
 from ..data.video import write_video
 from ..pictures import clock
 from ..pictures import frame_strip
@@ -26,8 +25,10 @@ from ..pictures import timeline
 from ..plots import words
 from .arrays import StoredArray
 from .arrays import array_file
-from .arrays import digest_of
 from .localization import heat_box
+from .origin import file_facts
+from .origin import open_video
+from .origin import spare_source
 from .overlay import heat_layer
 from .overlay import painted_frame
 from .overlay import shown_range
@@ -38,11 +39,7 @@ from .video_scores import VideoPrediction
 @patch
 def reader(self:VideoPrediction):
     "The video behind the prediction; raises `VideoError` when it cannot be read, `DataError` when it is another one"
-    res = VideoReader(self.path, fps=self.fps) if Path(self.path).is_dir() else VideoReader(self.path)
-    if len(res)!=len(self):
-        raise DataError(f'{self.path}: has {len(res)} frames, the prediction {len(self)}; '
-                        'give the video that was predicted')
-    return res
+    return open_video(self.path, len(self), self.fps)
 
 @patch
 def peaks(self:VideoPrediction,
@@ -168,31 +165,15 @@ def files(self:VideoPrediction,
     overlay:bool=False, # with the video
 )->list: # of paths, in the order in which they are written
     "The files that `save` writes; raises `DataError` where one would damage the source or another's"
-    folder,source,stem = Path(folder), Path(self.path), Path(self.name).stem
+    folder,stem = Path(folder), Path(self.name).stem
     if stem.endswith('.layers'):
         raise DataError(f"{self.name}: {stem}.json would be taken for the layers of '{stem[:-7]}'; rename the video")
     ends = '.json', '.csv', '.png', *['_heat.npz']*(self.heat is not None), '.layers.json', *['_overlay.mp4']*overlay
     res = [folder/f'{stem}{end}' for end in ends]
-    if source.is_dir() and folder.is_dir() and os.path.samefile(source, folder):
-        raise DataError(f'{folder}: holds the frames that were predicted, and a picture written there would become '
-                        'one of them; choose another folder')
-    for f in res:
-        if f.exists() and source.exists() and os.path.samefile(f, source):
-            raise DataError(f'{f}: is the video that was predicted, and would be written over; choose another folder')
+    spare_source(res, folder, self.path)
     return res
 
 # %% ../../nbs/results/10_video.ipynb #949ce0d4
-@patch
-def facts(self:VideoPrediction,
-    reader=None, # the video, when it is open
-)->dict: # width, height, times, sha256; what cannot be known is left out
-    "What the video itself says of itself"
-    res = dict(sha256=digest_of(self.path)) if Path(self.path).is_file() else {}
-    if reader is None: return res
-    h,w = reader.size
-    times = reader.timestamps if reader.info.variable_rate else None
-    return res | dict(height=h, width=w, times=None if times is None else (times-times[0]).tolist())
-
 @patch
 def save(self:VideoPrediction,
     folder, # where the files go
@@ -205,7 +186,7 @@ def save(self:VideoPrediction,
         if overlay:
             raise
         source = None
-    figure,result,stored = self.figure(source), self.result(**self.facts(source)), {}
+    figure,result,stored = self.figure(source), self.result(**file_facts(self.path, source)), {}
     write_json(files[0], self.as_json())
     write_atomic(files[1], self.table())
     save_figure(figure, files[2])

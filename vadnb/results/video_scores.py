@@ -6,6 +6,7 @@
 __all__ = ['VideoPrediction']
 
 # %% ../../nbs/results/09_video_scores.ipynb #6da92a13
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -22,6 +23,7 @@ from .localization import runs
 from .overlay import shown_range
 from .record import Result
 from .record import as_source
+from .record import known_source
 
 # %% ../../nbs/results/09_video_scores.ipynb #e21c166b
 @dataclass(eq=False, repr=False)
@@ -177,7 +179,7 @@ def result(self:VideoPrediction,
                 classes=Classes(self.classes, self.probabilities))
     if self.heat is not None:
         said |= dict(heat=Heat(self.heat, self.heat_frames, shown_range(self.heat)), boxes=Boxes(self.boxes()))
-    return Result(Path(self.name).name, len(self), self.fps, said, self.source, **facts)
+    return Result(Path(self.name).name, len(self), self.fps, said, self.source, path=self.path, **facts)
 
 # %% ../../nbs/results/09_video_scores.ipynb #3e4c9d84
 @patch
@@ -190,3 +192,14 @@ def record(self:VideoPrediction)->dict:
 # %% ../../nbs/results/09_video_scores.ipynb #ca4337e7
 @patch
 def __or__(self:VideoPrediction, other): return self.result()|other # what both say of the video, see `Result`
+
+@patch
+def from_source(self:VideoPrediction,
+    system:str|None=None, # name of the system that said it
+    run:str|None=None, # name of its run
+    checkpoint:str|None=None, # name of the checkpoint, such as step-000100
+)->VideoPrediction:
+    "The same, said by this source where none was named"
+    res = copy.copy(self)
+    res.source = known_source(self.source, system, run, checkpoint)
+    return res

@@ -29,6 +29,7 @@ HOST = 'region_mask', 'region_clip', 'region_box', 'text', 'region_text', 'regio
 class FGCLIPData(Data):
     "Videos of a configuration, by split"
     noun = 'videos'
+    test_keys = ('data.test_json', 'data.test_annotation')
     def __init__(self,
         cfg, # `Config`, of which sections `data` and `model` are read, and the data root
     ):
