@@ -30,8 +30,10 @@ from .features import Contrast
 from .features import Look
 from .features import batch_features
 from .features import caption_features
+from .features import chosen
 from .features import contrast
 from .features import look_at_clips
+from .features import on_host
 from .predict import predict_video
 from .predict import videos_of
 from .scan import FrameScan
@@ -41,7 +43,7 @@ from ...train.feed import run_length
 from ...train.optim import split_decay
 from ...train.system import System
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #43e13374
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #c00246b7
 # the largest value that is believed
 LARGEST = dict(hidden_size=2**14, intermediate_size=2**16, projection_dim=2**14, num_hidden_layers=256,
                num_attention_heads=256, num_channels=16, image_size=2**12, patch_size=2**10, vocab_size=10**6,
@@ -105,7 +107,7 @@ class FGCLIP(System):
         self.clip.clamp_scales()
         for bank in self.banks().values(): bank.step()
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #5787d2eb
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #24fafc0d
 def make_clip(
     cfg, # `Config`
     architecture=None, # plain data of a checkpoint; None: that of the weights, or of a random start
@@ -147,7 +149,7 @@ def groups(self:FGCLIP):
     return [g for part,params in parts.items()
             for g in split_decay(part, params.values(), o.lr*getattr(r, part), o.weight_decay)]
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #12639112
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #eeee8dec
 @patch
 def features(self:FGCLIP, batch):
     "What the losses compare"
@@ -181,9 +183,8 @@ def further_losses(self:FGCLIP, f, batch):
     if w.background_weight:
         res['loss/background'] = background_loss(f.region_text, f.region, f.background, clip.region_logit_scale)
     if w.quiet_weight:
-        normal = torch.ones(len(f.text), dtype=torch.bool, device=f.text.device)
-        normal = normal.index_fill(0, batch['region_clip'], False)
-        events = background_loss(f.text[~normal], f.image[~normal], f.quiet, clip.logit_scale)
+        normal = torch.ones(len(f.text), dtype=torch.bool).index_fill(0, on_host(batch, 'region_clip'), False)
+        events = background_loss(chosen(f.text, ~normal), chosen(f.image, ~normal), f.quiet, clip.logit_scale)
         res['loss/quiet'] = events+quiet_loss(f.quiet, f.text, normal, clip.logit_scale)/2
     if w.hard_negative_weight:
         rows,texts,valid = group_negatives(f.region_text, f.negative_text, batch['region_negative_region'])
@@ -214,7 +215,7 @@ def scan(self:FGCLIP, data, split):
     "→ a fresh `FrameScan` for a pass over a split; of a test set it also gives what every class has"
     return FrameScan(self.prompts(), data.split(split), self.cfg.score, self.cfg.seed, full=split=='test')
 
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #0b99b504
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #5efbf4b2
 @patch
 @torch.no_grad()
 def predict(self:FGCLIP,
