@@ -87,7 +87,7 @@ CARD_RULES = [
 def read_card(
     folder, # checkpoint folder
 )->dict: # the card
-    "The card of a checkpoint; raises `CheckpointError` naming the file when it is missing, damaged or of another layout"
+    "The card of a checkpoint; raises `CheckpointError` where it is missing, damaged or of another layout"
     folder = Path(folder)
     file = folder/'card.json'
     if not file.is_file() and (folder/'model.safetensors').is_file():
