@@ -23,7 +23,7 @@ def score(path):
     torch.set_num_threads(1)
     words = ['--data_root', str(Path(path).parent), '--score.stride', '1', '--score.chunk', str(FRAMES)]
     system = load_config('fgclip_demo', [*words, '--train.device', 'cpu']).build().eval()
-    found = system.predict(path)
+    found, = system.predict(path)
     if len(found)!=FRAMES:
         raise RuntimeError(f'{path}: {len(found)} frames were scored')
     return held()

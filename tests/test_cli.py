@@ -36,7 +36,8 @@ def world(tmp_path_factory): return street_world(tmp_path_factory.mktemp('world'
 def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 def options(world, runs, name):
-    return shlex.split(f"""--config fgclip_demo --data_root {world} --runs {runs} --name {name} --data.valid_json valid.json --data.frames 4 --data.size '[32, 32]'
+    return shlex.split(f"""--config fgclip_demo --data_root {world} --runs {runs} --name {name} --data.valid_json valid.json --data.test_json valid.json --data.test_annotation null
+        --data.frames 4 --data.size '[32, 32]'
         --train.batch_size 4 --train.steps 3 --train.workers 0 --train.device cpu --train.progress false --train.trackers '[]'""")
 
 @pytest.fixture(scope='module')
@@ -78,8 +79,12 @@ def test_eval_repeats_the_numbers_of_training(run, tmp_path):
     assert found['checkpoint']=='step-000003' and '4 videos' in out and str(tmp_path/'eval.json') in out
 
 def test_eval_on_other_data_says_so(run, tmp_path):
-    ends_well('eval', '--run', run, '--out', tmp_path/'eval.json', '--data.valid_json', 'train.json', '--which', 'last')
-    assert read_json(tmp_path/'eval.json')['overrides']==['--data.valid_json', 'train.json']
+    ends_well('eval', '--run', run, '--out', tmp_path/'eval.json', '--data.test_json', 'train.json', '--which', 'last')
+    assert read_json(tmp_path/'eval.json')['overrides']==['--data.test_json', 'train.json']
+
+def test_eval_without_test_data_names_the_keys(run):
+    line = refuse('eval', '--run', run, '--data.test_json', 'null')
+    assert "the run's configuration names no test data; set one of --data.test_json, --data.test_annotation" in line
 
 def test_predict(world, run, tmp_path):
     paths = sorted(world.rglob('*.mp4'))[:2]
@@ -501,10 +506,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(COMMANDS, 'report', broken)
     with pytest.raises(ValueError, match='a bug'): main(['report'])
 
-def test_a_gpu_without_memory_is_told(monkeypatch):
+def test_a_gpu_without_memory_is_told(run, monkeypatch):
     def broken(run:str=''): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
     monkeypatch.setitem(COMMANDS, 'report', broken)
-    assert "lower 'data.frames' or 'train.batch_size'" in refuse('report')
+    assert "lower 'data.frames' or 'train.batch_size'" in refuse('report', '--run', run)
 
 def test_an_interrupted_command(monkeypatch):
     def broken(run:str=''): raise KeyboardInterrupt

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from vadnb.models.aggregate import unit
-from vadnb.systems.fgclip.system import background_loss
+from vadnb.losses.background import background_loss
 
 SPLITS = [((2, 5), (1, 3)), ((2, 0), (0, 4)), ((0, 3), (2, 0)), ((0, 2), (0, 2)), ((1, 0), (1, 0))] # (regions, background cells) of each process
 

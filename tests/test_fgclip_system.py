@@ -1,11 +1,12 @@
 "The whole of fgclip in a tiny world: banks, chunks, every loss, evaluation by name, prediction and verification, against references and planted faults"
-import contextlib, functools, io, math, warnings, weakref
+import contextlib, functools, io, math, pickle, warnings, weakref
 import numpy as np, pytest, torch
 from command import vadnb
 from toy_system import SPENT
 from vadnb.core import DataError, read_json, read_jsonl, write_json
 from vadnb.data.convert import from_ucf_annotation
 from vadnb.data.sampling import uniform_indices
+from vadnb.data.ucf_crime import read_frames
 from vadnb.worlds.street import street_world
 from vadnb.data.video import VideoReader, write_video
 from vadnb.metrics.events import temporal_map
@@ -13,13 +14,17 @@ from vadnb.metrics.intervals import frame_intervals, per_class_metrics
 from vadnb.metrics.video_anomaly import frame_metrics, trivial_baselines
 from vadnb.models import clip
 from vadnb.models.aggregate import unit
-from vadnb.systems import fgclip
-from vadnb.systems.fgclip.system import FGCLIP, Looked, Scan
+from vadnb.models.clip import FrameFeatures, clip_tokenizer
+from vadnb.systems.fgclip import predict as prediction
+from vadnb.systems.fgclip.data import class_of
+from vadnb.systems.fgclip.features import ClipLook, Look
+from vadnb.systems.fgclip.scores import FrameScores
+from vadnb.systems.fgclip.system import FGCLIP
 from vadnb.systems.registry import load_config
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import find_checkpoint, load_weights, read_part, write_part
 from vadnb.train.learner import fit
-from vadnb.train.feed import valid_loader
+from vadnb.train.feed import evaluation_batches, look_through
 from vadnb.train.optim import group_faults
 
 SMALL = '''--data.frames 2 --data.valid_frames 4 --data.size [32,32] --data.valid_json null --loss.background_weight 0 --loss.quiet_weight 0 --score.resamples 0 --train.batch_size 4 --train.workers 0
@@ -86,9 +91,14 @@ class StopAt(Callback):
         if self.learner.step==self.at: self.learner.stop = 'asked to'
 
 def curve(learner): return [{k: v for k,v in r.items() if k not in SPENT} for r in learner.log.rows if r['kind']=='train']
-def batch_of(system, n=4, data=None):
-    data = system.datasets()[0] if data is None else data
-    return system.collate([data[i] for i in range(n)])
+def batch_of(system, n=4):
+    data = system.cfg.make_data()
+    return data.collate([data.split('train')[i] for i in range(n)])
+
+@torch.no_grad()
+def scanned(system, split='valid', world=1, rank=0):
+    "The scan of a split, or of the share that a process looks at"
+    return look_through(system, system.cfg.make_data(), split, system.cfg.train, 'cpu', world, rank)
 def contents(system): return {f'{k}.{n}': b.clone() for k,bank in system.banks().items() for n,b in bank.named_buffers()}
 def counters(system): return {k: (b.reads, b.empty_reads, b.pushes) for k,b in system.banks().items()}
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -151,14 +161,14 @@ def warm(build):
 
 def test_nothing_but_training_touches_the_bank(warm, world, tmp_path):
     assert int(warm.memory['region'].count)>0 and warm.memory['region'].active
-    valid,train = warm.valid_data(), batch_of(warm)
-    loader = lambda: valid_loader(warm, valid, 'cpu')
+    data,train = warm.cfg.make_data(), batch_of(warm)
     def in_eval(): warm.eval(); warm.loss(train)
     def without_gradient():
         warm.train()
         with torch.no_grad(): warm.loss(train)
     before,counted = contents(warm), counters(warm)
-    for use in (in_eval, without_gradient, lambda: warm.train().evaluate(loader()), lambda: warm.evaluate_fully(loader()), warm.verify, lambda: warm.predict(world.path(world.names('test')[0])), lambda: warm.train().score_frames(train['frames'][0])):
+    for use in (in_eval, without_gradient, lambda: scanned(warm.train()).metrics(), lambda: scanned(warm, 'test').metrics(), lambda: [data.rows(), warm.rows(data)],
+                lambda: list(warm.predict(world.path(world.names('test')[0]))), lambda: list(warm.train().look(train).clips)):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             use()
@@ -268,11 +278,11 @@ def test_siglip_trains_and_its_biases_are_kept(train, build, runs):
 
 def test_hard_negatives_of_the_annotation_reach_the_loss(build):
     system = build('--data.train_json', 'negatives.json', '--loss.hard_negative_weight', '0.5', '--loss.region_weight', '1.0').train()
-    clips = system.datasets()[0].clips
+    clips = system.cfg.make_data().split('train').clips
     batch = batch_of(system, 8)
     with torch.no_grad():
-        found,f = system.loss(batch), system.features(batch)
-        text = lambda s: unit(system.clip.encode_text(system.tokenize([s])))[0].double()
+        found,f,tokenize = system.loss(batch), system.features(batch), clip_tokenizer()
+        text = lambda s: unit(system.clip.encode_text(tokenize([s])))[0].double()
         rows = []
         for track,region in zip([t for c in clips for t in c.tracks], f.region.double()):
             logits = [float(system.clip.hard_negative_logit_scale.exp())*float(region@text(s)) for s in (track.caption, *track.negatives)]
@@ -327,7 +337,7 @@ def test_a_set_without_regions(build, kind):
 @pytest.mark.parametrize('some', ['', '--loss.kind siglip --bank.regions 4', '--loss.hard_negative_weight 0.5', '--model.long_captions long', '--loss.kind siglip --loss.hard_negative_weight 1 --model.long_captions long --bank.regions 5 --bank.clips 3'])
 def test_every_parameter_has_one_group_and_a_place_in_the_checkpoint(build, some, tmp_path):
     system = build(*some.split())
-    groups = system.param_groups()
+    groups = system.groups()
     assert group_faults(system, groups)=={} and sum(len(g['params']) for g in groups)==len(list(system.parameters()))
     with torch.no_grad():
         for v in [*system.parameters(), *(b for bank in system.banks().values() for b in bank.buffers())]: v.copy_((torch.rand(v.shape)*9).to(v.dtype))
@@ -348,39 +358,38 @@ def test_the_official_list_alone_and_beside_captions(build, world):
     listed = {line.split()[0][:-4]: line.split()[1:] for line in world.annotation.read_text().splitlines()}
     for more in ((), ('--data.valid_json', 'test.json')):
         system = build('--data.valid_annotation', 'test_annotation.txt', *more)
-        data = system.valid_data()
+        data = system.cfg.make_data().split('valid')
         assert sorted(data.segments)==sorted(listed)
         for name,(cls,*cells) in listed.items():
             truth = data.truth(name, world.frames[name])
             inside = np.zeros(world.frames[name], bool)
             for a,b in zip(*[iter(map(int, cells))]*2):
                 if a>=0: inside[a:b] = True
-            assert np.array_equal(truth, inside) and system.class_of(name)==cls and truth.any()==(cls!='Normal')
+            assert np.array_equal(truth, inside) and class_of(data, name)==cls and truth.any()==(cls!='Normal')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            found = system.eval().evaluate(valid_loader(system, data, 'cpu'))
+            found = scanned(system.eval()).metrics()
         assert 0<=found['frame_auc']<=1 and ('tiou' in found)==('clip_to_text_r1' in found)==bool(more)
 
 def test_the_list_decides_where_both_are_given(build, world):
     "Its segments are the truth and its words are the classes, whatever regions and names say"
     lines = [line.split() for line in world.annotation.read_text().splitlines()]
     (world.root/'other.txt').write_text(''.join('  '.join([c[0], 'Shooting', '1', '5', '-1', '-1'] if c[1]!='Normal' else c)+'\n' for c in lines))
-    system = build('--data.valid_annotation', 'other.txt', '--data.valid_json', 'test.json')
-    data = system.valid_data()
+    data = build('--data.valid_annotation', 'other.txt', '--data.valid_json', 'test.json').cfg.make_data().split('valid')
     for c in lines:
         assert np.flatnonzero(data.truth(c[0][:-4], 32)).tolist()==([] if c[1]=='Normal' else [1, 2, 3, 4])
-        if c[1]!='Normal': assert system.class_of(c[0][:-4])=='Shooting'
+        if c[1]!='Normal': assert class_of(data, c[0][:-4])=='Shooting'
 
 def test_a_video_that_one_of_the_two_does_not_have(build, world):
     lines = world.annotation.read_text().splitlines(keepends=True)
     (world.root/'short.txt').write_text(''.join(lines[1:]))
-    with pytest.raises(DataError, match=f"short.txt: has no entry for '{lines[0].split()[0][:-4]}'"): build('--data.valid_annotation', 'short.txt', '--data.valid_json', 'test.json').valid_data()
+    with pytest.raises(DataError, match=f"short.txt: has no entry for '{lines[0].split()[0][:-4]}'"): build('--data.valid_annotation', 'short.txt', '--data.valid_json', 'test.json').cfg.make_data().split('valid')
     (world.root/'more.txt').write_text(''.join([*lines, 'Arson404_x264.mp4  Arson  3  9  -1  -1\n']))
-    with pytest.raises(DataError, match='more.txt.*Arson404_x264'): build('--data.valid_annotation', 'more.txt').valid_data()
+    with pytest.raises(DataError, match='more.txt.*Arson404_x264'): build('--data.valid_annotation', 'more.txt').cfg.make_data().split('valid')
     (world.root/'calm.txt').write_text(''.join(line for line in lines if '  Normal  ' in line))
-    with pytest.raises(DataError, match='calm.txt: no video has an event'): build('--data.valid_annotation', 'calm.txt').valid_data()
+    with pytest.raises(DataError, match='calm.txt: no video has an event'): build('--data.valid_annotation', 'calm.txt').cfg.make_data().split('valid')
     write_json(world.root/'calm.json', [item for item in read_json(world.test) if not item['bbox_info']])
-    with pytest.raises(DataError, match='calm.json: no video has an event'): build('--data.valid_json', 'calm.json', '--data.valid_annotation', 'test_annotation.txt').valid_data()
+    with pytest.raises(DataError, match='calm.json: no video has an event'): build('--data.valid_json', 'calm.json', '--data.valid_annotation', 'test_annotation.txt').cfg.make_data().split('valid')
 
 def test_videos_whose_names_are_numbers(build, world):
     "They have no class in their name, and are found where the annotation says"
@@ -393,80 +402,101 @@ def test_videos_whose_names_are_numbers(build, world):
         lines.append(world.annotation.read_text().split(name)[1].splitlines()[0].replace('.mp4', f'{k:03}.mp4', 1))
     write_json(world.root/'numbers.json', items)
     (world.root/'numbers.txt').write_text(''.join(line+'\n' for line in lines))
-    system = build('--data.train_json', 'numbers.json', '--data.valid_json', 'numbers.json', '--data.valid_annotation', 'numbers.txt').eval()
-    assert [p.name for p in system.datasets()[0].paths]==[f'{k:03}.mp4' for k in range(4)] and {system.class_of(f'{k:03}') for k in range(4)}=={'Arson', 'Explosion', 'Normal'}
+    data = build('--data.train_json', 'numbers.json', '--data.valid_json', 'numbers.json', '--data.valid_annotation', 'numbers.txt').cfg.make_data()
+    assert [p.name for p in data.split('train').paths]==[f'{k:03}.mp4' for k in range(4)]
+    assert {class_of(data.split('valid'), f'{k:03}') for k in range(4)}=={'Arson', 'Explosion', 'Normal'}
     alone = build('--data.valid_annotation', 'numbers.txt', '--data.paths', '["{path}","own/{file}","{folder}/{file}"]')
-    assert [p.name for p in alone.valid_data().paths]==[f'{k:03}.mp4' for k in range(4)]
+    assert [p.name for p in alone.cfg.make_data().split('valid').paths]==[f'{k:03}.mp4' for k in range(4)]
 
-def hand_made(system, data, frames, seed=0):
+LISTED = '--data.test_annotation test_annotation.txt --data.test_json null'.split()
+
+def hand_made(system, frames, split, seed=0):
     "Scores that lean towards the truth, and what a scan would hold"
     rng,C = np.random.default_rng(seed), len(system.cfg.score.prompts)
-    held = Scan()
-    for name in data.names:
-        p = rng.random((frames[name], C))+.8*data.truth(name, frames[name])[:,None]*np.eye(C)[1]
+    held = system.scan(system.cfg.make_data(), split)
+    for name in held.videos.names:
+        truth = held.videos.truth(name, frames[name])
+        p = rng.random((frames[name], C))+.8*truth[:,None]*np.eye(C)[1]
         held.probabilities[name] = p/p.sum(1, keepdims=True)
-        held.scores[name],held.truth[name] = 1-held.probabilities[name][:,0], data.truth(name, frames[name])
+        held.scores[name],held.truth[name] = 1-held.probabilities[name][:,0], truth
     return held
 
-def test_full_evaluation_is_what_the_metrics_say(build, world, monkeypatch):
-    system = build('--data.valid_annotation', 'test_annotation.txt', '--score.resamples', '20', '--score.threshold', '0.8')
-    data,truth = system.valid_data(), {n: system.valid.truth(n, world.frames[n]) for n in world.names('test')}
-    held = hand_made(system, data, world.frames)
-    monkeypatch.setattr(FGCLIP, 'scan', lambda self, loader: held)
+def test_full_evaluation_is_what_the_metrics_say(build, world):
+    some = *LISTED, '--data.valid_annotation', 'test_annotation.txt', '--score.resamples', '20', '--score.threshold', '0.8'
+    system = build(*some)
+    held = hand_made(system, world.frames, 'test')
+    data,truth = held.videos, {n: held.videos.truth(n, world.frames[n]) for n in world.names('test')}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        found,seed = system.evaluate_fully(None), system.cfg.seed
+        found,seed = held.metrics(), system.cfg.seed
         classes = {n: n[:-8] for n in truth if truth[n].any()}
         own = {n: [(classes[n], *s) for s in data.segments[n]] for n in truth}
         names = ['Normal', *list(system.cfg.score.prompts)[1:]]
         asked = frame_metrics(held.scores, truth, .8) | trivial_baselines(truth, seed) | frame_intervals(held.scores, truth, 20, seed) | per_class_metrics(held.scores, truth, classes, 20, seed)
         for key,way in (('map', 'corrected'), ('map_vadclip', 'vadclip')): asked |= {k.replace('map', key, 1): v for k,v in temporal_map(held.probabilities, own, names, way=way).items()}
-        assert system.evaluate(None)==frame_metrics(held.scores, truth, .8) | trivial_baselines(truth, seed)
+        # what chooses the checkpoint is less
+        chosen = hand_made(system, world.frames, 'valid').metrics()
+        assert chosen==frame_metrics(held.scores, truth, .8) | trivial_baselines(truth, seed)
     assert found==asked
     good,bad = (np.concatenate([held.scores[n][truth[n]==y] for n in truth]) for y in (True, False))
     assert found['frame_auc']==pytest.approx((good[:,None]>bad).mean()+.5*(good[:,None]==bad).mean())
     assert {k for k in found if k.startswith('class_videos')}=={f'class_videos/{c}' for c in classes.values()}
     assert {'map/mean', 'map_vadclip/0.5', 'baseline/map/mean/perfect_video_label', 'interval/frame_auc/low', 'false_alarm_rate'}<=found.keys()
 
-def test_scores_belong_to_videos_whatever_their_order(build, world, monkeypatch):
-    system = build('--data.valid_annotation', 'test_annotation.txt')
-    data = system.valid_data()
-    held = hand_made(system, data, world.frames)
-    turned = Scan(probabilities=dict(reversed(held.probabilities.items())), scores=dict(reversed(held.scores.items())), truth=dict(reversed(held.truth.items())))
+def test_scores_belong_to_videos_whatever_their_order(build, world):
+    system = build(*LISTED)
+    held,turned = (hand_made(system, world.frames, 'test') for _ in range(2))
+    for k in ('probabilities', 'scores', 'truth'): setattr(turned, k, dict(reversed(getattr(held, k).items())))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        results = []
-        for some in (held, turned):
-            monkeypatch.setattr(FGCLIP, 'scan', lambda self, loader: some)
-            results.append(system.evaluate_fully(None))
+        results = [some.metrics() for some in (held, turned)]
     assert results[0]==pytest.approx(results[1], abs=1e-12)
 
-def test_a_scan_gives_every_frame_the_nearest_look(build, world, monkeypatch):
+def test_a_scan_gives_every_frame_the_nearest_look(build, world):
     system = build('--data.valid_annotation', 'test_annotation.txt', '--data.valid_frames', '5', '--score.smooth', '1')
     C = len(system.cfg.score.prompts)
     def brightness(frames):
         p = torch.ones(len(frames), C)
         p[:,0] += frames.float().mean((1, 2, 3))/9
         return p/p.sum(1, keepdim=True)
-    monkeypatch.setattr(FGCLIP, 'look', lambda self, frames, prompts, boxes=None, frame_of_box=None: Looked(brightness(frames), torch.ones(len(frames), 2, 2), None, None))
-    data = system.valid_data()
-    held = system.scan(valid_loader(system, data, 'cpu'))
-    assert list(held.scores)==data.names
-    for name in data.names:
+    data = system.cfg.make_data()
+    held = system.scan(data, 'valid')
+    held.compare = lambda seen: FrameScores(brightness(seen.image), torch.ones(len(seen.image), 2, 2))
+    for batch in evaluation_batches(data, 'valid', system.cfg.train, 'cpu'):
+        held.add(batch, Look((ClipLook(FrameFeatures(image=x), 0, None, None, None, None) for x in batch['frames']), None, None))
+    names = data.split('valid').names
+    assert list(held.scores)==names
+    for name in names:
         n = world.frames[name]
         index = uniform_indices(n, 5)
-        seen = brightness(fgclip.read_frames(VideoReader(world.path(name)), index, (32, 32))).numpy()
+        seen = brightness(read_frames(VideoReader(world.path(name)), index, (32, 32))).numpy()
         for i in range(n):
             nearest = min(range(5), key=lambda k: (abs(index[k]-i), k))
             assert np.allclose(held.probabilities[name][i], seen[nearest], atol=1e-6) and held.scores[name][i]==pytest.approx(1-seen[nearest][0], abs=1e-6)
 
-def test_a_class_without_prompts_is_told_and_costs_the_map_only(build, world, monkeypatch):
+def test_a_class_without_prompts_is_told_and_costs_the_map_only(build, world):
     (world.root/'shooting.txt').write_text(world.annotation.read_text().replace('  Arson  ', '  Arsn  '))
-    system = build('--data.valid_annotation', 'shooting.txt')
-    held = hand_made(system, system.valid_data(), world.frames)
-    monkeypatch.setattr(FGCLIP, 'scan', lambda self, loader: held)
-    with pytest.warns(UserWarning, match="no class 'Arsn'.*did you mean 'Arson'"): found = system.evaluate_fully(None)
+    held = hand_made(build(*LISTED, '--data.test_annotation', 'shooting.txt'), world.frames, 'test')
+    with pytest.warns(UserWarning, match="no class 'Arsn'.*did you mean 'Arson'"): found = held.metrics()
     assert 'class_auc/Arsn' in found and 'map/mean' not in found
+
+@pytest.mark.parametrize('shares', [2, 3, 4])
+def test_joined_scans_are_one_scan(build, world, shares):
+    "Retrieval, boxes, classes and intervals too; what travels lies on the CPU and holds neither data nor model"
+    system = build('--data.test_json', 'test.json', '--score.resamples', '20', '--train.valid_batch_size', '1').eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        whole = scanned(system, 'test').metrics()
+        first,*others = [pickle.loads(pickle.dumps(scanned(system, 'test', shares, r))) for r in range(shares)]
+        assert not {'videos', 'compare'} & vars(first).keys()
+        joined = scanned(system, 'test', shares, 0).join(others).metrics()
+    assert {'clip_to_text_r1', 'tiou', 'map/mean', 'interval/frame_auc/low'}<=whole.keys()
+    np.testing.assert_equal(joined, whole)
+
+def test_the_test_set_needs_no_training_annotation(build):
+    data = build('--data.train_json', 'gone.json').cfg.make_data()
+    assert len(data.split('test'))==4 and data.split('valid') is None
+    with pytest.raises(DataError, match='gone.json'): data.split('train')
 
 # ---------------------------------------------------------------- prediction
 
@@ -480,23 +510,24 @@ def test_a_long_video_needs_the_memory_of_one_chunk(build, tmp_path, monkeypatch
     rng = np.random.default_rng(0)
     still = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
     video = write_video(tmp_path/'long.mp4', (np.roll(still, i, 1) for i in range(3000)))
-    held,most,real = [], [], fgclip.read_frames
-    def read_frames(*args):
+    held,most,real = [], [], prediction.next_frames
+    def next_frames(*args):
         res = real(*args)
         held.append((weakref.ref(res), len(res)))
         most.append(sum(n for ref,n in held if ref() is not None))
         return res
-    monkeypatch.setattr(fgclip, 'read_frames', read_frames)
+    monkeypatch.setattr(prediction, 'next_frames', next_frames)
     taken,stream = [], VideoReader.stream
     monkeypatch.setattr(VideoReader, 'stream', lambda self, index, *args, **more: taken.append(len(index)) or stream(self, index, *args, **more))
     monkeypatch.delattr(VideoReader, 'get_batch') # no chunk is ever held at the size of the source
     system = build('--score.stride', '8', '--score.chunk', '16').eval()
-    found = system.predict(video)
-    assert len(found)==3000 and sum(n for _,n in held)==375 and max(most)<=16 and max(taken)<=16
+    found, = system.predict(video)
+    assert len(found)==3000 and sum(n for _,n in held)==375 and max(most)<=16
+    assert taken==[375] # opened once, and read in one pass
     assert found.heat.shape[0]==375 and np.isfinite(found.scores).all()
 
 def test_scores_do_not_depend_on_the_chunk(build, video):
-    one,other = (build('--score.chunk', n, '--score.stride', '1').eval().predict(video) for n in (4, 64))
+    one,other = (next(build('--score.chunk', n, '--score.stride', '1').eval().predict(video)) for n in (4, 64))
     assert np.allclose(one.scores, other.scores, atol=1e-6) and np.allclose(one.probabilities, other.probabilities, atol=1e-6) and np.allclose(one.heat, other.heat, atol=1e-3)
 
 def test_prompts_of_a_file_replace_those_of_the_run(run, video, tmp_path):

@@ -55,7 +55,7 @@ def subject(request, tmp_path_factory):
         world = street_world(folder/'world', videos=6, valid_videos=4, test_videos=2, size=(48, 64), frames=(32, 36))
         def config(name, *more): return fgclip_tests.config(world, folder/'runs', name, *FGCLIP, *more)
         example = Path(world.path(world.names('test')[0]))
-        return Subject('fgclip', config, example, 36, dict(rtol=0, atol=0))
+        return Subject('fgclip', config, example, 8, dict(rtol=0, atol=0))
     root = texture_world(folder/'world', ['dots'], train=12, good=2, defective=2, size=(64, 64)).root
     def config(name, *more): return uniad_tests.config(root, folder/'runs', name, *UNIAD, *more)
     # on the CPU its products, convolutions and attention take paths of their own

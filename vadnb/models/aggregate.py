@@ -31,6 +31,8 @@ def masked_mean(
     if (n==0).any():
         rows = (n==0).flatten().nonzero().flatten().tolist()
         raise EmptyMaskError(f'clips {rows} of the batch have no event frame; give each region its nearest sampled frame')
+    # a mask that the host knows is checked there, so that it need not wait for the device
+    keep,n = (t.to(x.device, non_blocking=True) for t in (keep, n))
     # where, not a product: a frame outside the event may hold inf or nan, and 0*nan is nan
     return torch.where(keep[...,None], at_least_float32(x), 0).sum(1)/n
 
@@ -41,13 +43,14 @@ def grouped_mean(
     n_groups:int, # how many regions there are
 )->Tensor: # mean of each region's rows in at least float32, (n_groups, D)
     "Average the rows of each group; a group with no row raises `EmptyMaskError`"
-    member = group[None]==torch.arange(n_groups, device=x.device)[:,None]
+    member = group[None]==torch.arange(n_groups, device=group.device)[:,None]
     n = member.sum(1, keepdim=True)
     if (n==0).any():
         raise EmptyMaskError(f'regions {(n==0).flatten().nonzero().flatten().tolist()} of the batch have no frame; give each its nearest sampled frame')
     # a small matrix product instead of a scatter: its gradient is the same on every run, on a GPU too
     x = at_least_float32(x)
-    with torch.autocast(x.device.type, enabled=False): return (member.to(x.dtype)/n)@x
+    share = (member.to(x.dtype)/n).to(x.device, non_blocking=True)
+    with torch.autocast(x.device.type, enabled=False): return share@x
 
 # %% ../../nbs/models/21_aggregate.ipynb #ec30e02b
 def unit(

@@ -226,12 +226,13 @@ def region_features(
     with torch.autocast(features.device.type, enabled=False):
         features = at_least_float32(features)
         if reference:
-            boxes = boxes.to(features.dtype)*features.new_tensor([gw,gh,gw,gh])
+            boxes = boxes.to(features)*features.new_tensor([gw,gh,gw,gh])
             from torchvision.ops import roi_align # its import compiles for seconds, and only the comparison needs it
             return roi_align(features, torch.cat([frame_of_box[:,None].to(boxes), boxes], 1), 1, 1., -1, aligned=True).flatten(1)
         x1,y1,x2,y2 = boxes.double().unbind(1)
         weights = cell_weights(y1*gh, y2*gh, gh)[:,:,None]*cell_weights(x1*gw, x2*gw, gw)[:,None]
-        return torch.bmm(features[frame_of_box].flatten(2), weights.flatten(1)[...,None].to(features.dtype))[...,0]
+        weights = weights.flatten(1)[...,None].to(features, non_blocking=True)
+        return torch.bmm(features[frame_of_box].flatten(2), weights)[...,0]
 
 # %% ../../nbs/models/20_clip.ipynb #905b8a0f
 def text_features(
@@ -248,6 +249,7 @@ def text_features(
     if not (ids==config.eos_token_id).any(1).all(): raise ValueError(f'a row of ids has no end token {config.eos_token_id}')
     # attention looks back only: what follows the last caption's end token changes nothing, and most captions are short
     ids = ids[:,:int((ids==config.eos_token_id).int().argmax(1).max())+1]
+    ids = ids.to(clip.text_projection.weight.device, non_blocking=True)
     own = {} if positions is None else {'embeddings.position_embedding.weight': positions}
     out = functional_call(clip.text_model, own, kwargs=dict(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None]))
     return (projection or clip.text_projection)(out.pooler_output)
@@ -380,11 +382,14 @@ def encode_frames(
     if dense or dense_rows is not None or boxes is not None:
         none = torch.zeros(0, dtype=torch.long)
         rows = dense_rows if dense_rows is not None else torch.arange(len(x)) if dense else none
-        used,place = torch.cat([rows.to(x.device), (none if boxes is None else frame_of_box).to(x.device)]).unique(return_inverse=True)
+        of_box = none if boxes is None else frame_of_box
+        # rows that the host knows are counted there, so that it need not wait for the device
+        found = torch.cat([rows.to(of_box.device), of_box]).unique(return_inverse=True)
+        used,place = (i.to(x.device, non_blocking=True) for i in found)
         tokens = value_tokens(vision, x[used])
         if dense or dense_rows is not None: res['dense'] = as_map(model.head(head)(tokens[place[:len(rows)]]), grid)
         if boxes is not None:
-            res['region'] = model.head(head)(region_features(as_map(tokens, grid), boxes.to(x.device), place[len(rows):], reference).to(x.dtype))
+            res['region'] = model.head(head)(region_features(as_map(tokens, grid), boxes, place[len(rows):], reference).to(x.dtype))
     return FrameFeatures(**res)
 
 # %% ../../nbs/models/20_clip.ipynb #70dbc31e
@@ -485,8 +490,8 @@ def folder_size(
 # %% ../../nbs/models/20_clip.ipynb #e88cfc87
 def weights_size(
     path, # local file or folder in a layout of `clip_weights.LAYOUTS`
-    size=None, # a name in `SIZES`, or a dict shaped like `transformers.CLIPConfig`; default: what the folder or the shapes say
-    activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu, with a warning where that is a guess
+    size=None, # a name in `SIZES`, or a dict as `transformers.CLIPConfig`; default: what folder or shapes say
+    activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu with a warning
 )->dict: # shaped like `transformers.CLIPConfig`
     "The architecture of local weights, by their description; tensors are looked at only where nothing describes them"
     path = Path(path)

@@ -45,8 +45,13 @@ def push(self:MemoryBank,
     if keys.shape!=(n, self.keys.shape[1]) or keys.dtype!=torch.long: raise ValueError(f'keys {tuple(keys.shape)} {keys.dtype} must be {(n, self.keys.shape[1])} int64')
     for name,rows in (('visual', visual), ('text', text)):
         if rows.shape!=(n, self.dim): raise ValueError(f'{name} rows {tuple(rows.shape)} must be {(n, self.dim)}')
-        off = ~((rows.detach().float().norm(dim=1)-1).abs()<1e-2) # a NaN is not less than anything
-        if off.any(): raise ValueError(f'{name} rows {off.nonzero().flatten().tolist()[:8]} do not have length 1; normalise them with `unit`, and look for zero or NaN features')
+    # a NaN is not less than anything
+    off = {k: ~((x.detach().float().norm(dim=1)-1).abs()<1e-2) for k,x in (('visual', visual), ('text', text))}
+    # the host waits for the device once, and asks again only where something is wrong
+    for name,wrong in off.items() if torch.cat([*off.values()]).any() else ():
+        if wrong.any():
+            raise ValueError(f'{name} rows {wrong.nonzero().flatten().tolist()[:8]} do not have length 1; '
+                             'normalise them with `unit`, and look for zero or NaN features')
     if not self.training: return
     self.pushes += 1
     slots = (self.pointer+torch.arange(max(n-self.size, 0), n, device=self.keys.device))%self.size
@@ -61,9 +66,10 @@ def read(self:MemoryBank,
     copy:bool=True, # clones; False: views of the ring, for users that are done with them before the next `push`
 )->tuple[Tensor,Tensor,Tensor]: # visual (m, D), text (m, D), keys (m, key_columns); m is 0 for an empty bank
     "The valid rows, and no others"
-    rings = [ring[:self.count.item()] for ring in (self.visual, self.text, self.keys)]
+    n = self.count.item()
+    rings = [ring[:n] for ring in (self.visual, self.text, self.keys)]
     if self.max_age is not None:
-        young = self.steps-self.written[:self.count.item()]<=self.max_age
+        young = self.steps-self.written[:n]<=self.max_age
         rings = [ring[young] for ring in rings]
     self.reads += 1
     self.empty_reads += len(rings[0])==0

@@ -20,6 +20,7 @@ from .optim import OptimConfig
 class Data:
     "What is learned from and measured on; knows no model and no device"
     noun = 'samples' # what it counts, in the plural
+    test_keys = ('data.test',) # keys of the configuration that name test data
 
     def split(self, name):
         "→ data set of 'train', 'valid' or 'test', or None where there is none"

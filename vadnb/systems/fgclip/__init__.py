@@ -1,3 +1,4 @@
 "Video anomaly detection with region captions: CLIP, trained on what happens, where and when"
-from .system import Config, FGCLIP
+from .config import Config
+from .system import FGCLIP
 System = FGCLIP
