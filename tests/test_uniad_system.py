@@ -291,7 +291,7 @@ def test_protocol_of_the_paper(trained, world):
     # the images that are judged, and behind them all good ones, which set thresholds
     assert [s['name'] for s in paper.valid]==[r.name for k in ('test', 'train') for r in read_tree(world)[k]] and len(paper.train)==16
     assert paper.scan.names==[r.name for r in read_tree(world)['test']]
-    assert (paper.metrics['validation_is_test'], 'validation_is_test' in held.metrics)==(1, False)
+    assert (paper.metrics['pooled/chosen_here'], 'pooled/chosen_here' in held.metrics)==(1, False)
     for learner,n in ((paper, 1), (held, 0)):
         notes = [f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='protocol']
         assert len(notes)==n and all('chosen on the test set' in f['message'] and f['severity']=='note' for f in notes)
@@ -619,9 +619,16 @@ def test_predict_refuses_in_one_line(run, mixed, tmp_path):
     for words,says in ((('none',), 'none: no such file or folder'), ((run/'pictures',), ''), ((mixed/'a.png', mixed/'a.png'), 'would write the same files')):
         if says: assert says in refuse('predict', *words, '--run', run, '--out', tmp_path/'out')
     cut(mixed/'b'/'grey.png')
-    err = refuse('predict', mixed, '--run', run, '--out', tmp_path/'out', '--score.batch_size', '2', '--score.false_alarm_rate', '0.4')
-    assert 'mixed/b/grey.png cannot be decoded' in err and 'copy it again or take it out' in err
-    assert not (tmp_path/'out').exists() and {p: v for p,v in contents(run, mixed).items() if p.name!='grey.png'}=={p: v for p,v in before.items() if p.name!='grey.png'}
+    words = ['predict', mixed, '--run', run, '--out', tmp_path/'out', '--score.batch_size', '2', '--score.false_alarm_rate', '0.4']
+    code,_,err = vadnb(*words)
+    said = [line for line in err.splitlines() if 'vadnb: error:' in line]
+    assert code==2 and len(said)==2 and 'mixed/b/grey.png cannot be decoded' in said[0] and 'copy it again or take it out' in said[0]
+    n = sum(p.is_file() for p in mixed.rglob('*.*') if p.suffix in ('.png', '.jpg', '.bmp', '.tif', '.tiff', '.webp'))
+    assert f'1 of {n} could not be scored' in said[1]
+    # what is sound is scored, and the damaged one stands in no table
+    names = [r['name'] for r in csv.DictReader(open(next((tmp_path/'out').rglob('scores.csv'))))]
+    assert len(names)==n-1 and 'b/grey.png' not in names
+    assert {p: v for p,v in contents(run, mixed).items() if p.name!='grey.png'}=={p: v for p,v in before.items() if p.name!='grey.png'}
 
 def test_without_calibration_there_are_no_thresholds(run, world, tmp_path):
     own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_tree', 'join_tree', 'random_state', 'set_random_state', 'kept_random_state', 'optimizer_state',
            'load_optimizer_state', 'write_part', 'checkpoint_folders', 'save_checkpoint', 'point', 'remove_old',
-           'set_aside', 'read_part', 'find_checkpoint', 'load_weights', 'lock_run']
+           'set_aside', 'read_part', 'like', 'find_checkpoint', 'load_weights', 'lock_run']
 
 # %% ../../nbs/train/52_checkpoint.ipynb #188a916f
 import fcntl, json, math, os, random, re, shutil
@@ -57,7 +57,8 @@ def random_state()->dict: # tree of tensors and numbers
     version,words,gauss = random.getstate()
     kind,keys,pos,has_gauss,cached = np.random.get_state()
     return dict(python=dict(version=version, words=list(words), gauss=gauss),
-                numpy=dict(kind=kind, keys=torch.from_numpy(keys.astype(np.int64)), pos=int(pos), has_gauss=int(has_gauss), cached=float(cached)),
+                numpy=dict(kind=kind, keys=torch.from_numpy(keys.astype(np.int64)), pos=int(pos),
+                           has_gauss=int(has_gauss), cached=float(cached)),
                 torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
 def set_random_state(
@@ -84,9 +85,11 @@ def optimizer_state(
 )->dict: # {'state': {name: {...}}, 'groups': [...]}
     "Moments by parameter name, and the numbers of each group"
     names = {id(p): n for n,p in module.named_parameters()}
-    return dict(name=type(optimizer).__name__, state={names[id(p)]: dict(optimizer.state[p]) for g in optimizer.param_groups for p in g['params'] if p in optimizer.state},
-                groups=[dict({k: list(v) if isinstance(v, tuple) else v for k,v in g.items() if k!='params'}, members=[names[id(p)] for p in g['params']])
-                        for g in optimizer.param_groups])
+    held = {names[id(p)]: dict(optimizer.state[p]) for g in optimizer.param_groups for p in g['params']
+            if p in optimizer.state}
+    def plain(g): return {k: list(v) if isinstance(v, tuple) else v for k,v in g.items() if k!='params'}
+    groups = [dict(plain(g), members=[names[id(p)] for p in g['params']]) for g in optimizer.param_groups]
+    return dict(name=type(optimizer).__name__, state=held, groups=groups)
 
 def load_optimizer_state(
     module:torch.nn.Module, # the system
@@ -130,7 +133,8 @@ def checkpoint_folders(
     run, # run folder
 )->list: # finished checkpoints, oldest first
     "The `checkpoints/step-*` folders of a run in the order of their steps"
-    found = [(int(m[1]), p) for p in (Path(run)/'checkpoints').glob('step-*') if (m := re.fullmatch(r'step-(\d+)', p.name))]
+    there = (Path(run)/'checkpoints').glob('step-*')
+    found = [(int(m[1]), p) for p in there if (m := re.fullmatch(r'step-(\d+)', p.name))]
     return [p for _,p in sorted(found)]
 
 def save_checkpoint(
@@ -141,7 +145,7 @@ def save_checkpoint(
     best:bool=False, # whether this is the best one so far
     beside=None, # file name → text that lies beside the parts
 )->Path: # the finished folder
-    "Write `checkpoints/step-NNNNNN` in one step; raises `CheckpointError` and leaves older ones alone when the disk refuses"
+    "Write `checkpoints/step-NNNNNN` in one step; a disk that refuses is a `CheckpointError` and leaves older ones alone"
     top = Path(run)/'checkpoints'
     final,tmp = top/f'step-{step:06d}', top/f'.step-{step:06d}.tmp'
     try:
@@ -216,9 +220,10 @@ def read_part(
     file = folder/f'{name}.safetensors'
     siblings = checkpoint_folders(folder.parent.parent)
     older = siblings[:siblings.index(folder)] if folder in siblings else []
-    hint = f'; go back to an older one: --train.resume {older[-1]}, or --which {older[-1].name} to evaluate' if older else ''
+    hint = ''
+    if older: hint = f'; go back to an older one: --train.resume {older[-1]}, or --which {older[-1].name} to evaluate'
     if not file.is_file():
-        near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() and not folder.exists() else [])
+        near = '' if folder.exists() else like(folder)
         raise CheckpointError(f'{file}: no such file{near or hint}')
     try:
         tensors = load_file(file)
@@ -228,6 +233,13 @@ def read_part(
     except KeyError as e: raise CheckpointError(f'{file}: damaged (no tensor {e}){hint}') from None
     except CheckpointError as e: raise CheckpointError(f'{e}{hint}') from None
 
+# %% ../../nbs/train/52_checkpoint.ipynb #d1ad5975
+def like(
+    path:Path, # that is not there
+)->str: # such as "; did you mean 'step-000100'?"
+    "A hint at a name beside a path that is nearly the same"
+    return did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+
 def find_checkpoint(
     run, # run folder, or a checkpoint folder itself
     which:str='last', # best | last | step-000100
@@ -236,7 +248,7 @@ def find_checkpoint(
     run = Path(run)
     if (run/'card.json').is_file() or run.is_dir() and re.fullmatch(r'step-\d+', run.name): return run.resolve()
     if not run.is_dir():
-        raise CheckpointError(f'{run}: no such run{did_you_mean(run.name, [p.name for p in run.parent.iterdir()] if run.parent.is_dir() else [])}')
+        raise CheckpointError(f'{run}: no such run{like(run)}')
     found = checkpoint_folders(run)
     if not found: raise CheckpointError(f'{run}: holds no finished checkpoint; train it first')
     if which=='last': return found[-1]
@@ -258,7 +270,8 @@ def load_weights(
     shapes = [f'{k} {tuple(tensors[k].shape)} instead of '
               f'{tuple(own[k].shape)}' for k in own if k in tensors and own[k].shape!=tensors[k].shape]
     def some(ks): return f"{len(ks)} ({', '.join(ks[:3])}{', …' if len(ks)>3 else ''})"
-    says = [f'{what} {some(ks)}' for what,ks in [('missing', missing), ('unknown', extra), ('other shapes', shapes)] if ks]
+    kinds = [('missing', missing), ('unknown', extra), ('other shapes', shapes)]
+    says = [f'{what} {some(ks)}' for what,ks in kinds if ks]
     if says:
         raise CheckpointError(f"{where}: does not fit this model: {'; '.join(says)}; use the configuration it was "
                               "trained with")

@@ -58,37 +58,40 @@ class Learner(Clock):
         self.metric = cfg.train.metric or system.metric
         self.metric_mode = cfg.train.metric_mode or system.metric_mode
 
-    def one_step(self):
-        "Accumulate, exchange, clip, step"
-        engine,sizes = self.accelerator, self.batches.group(self.micro, self.cfg.train.accumulate)
-        whole,used = sum(sizes), 0
-        for k,n in enumerate(sizes, 1):
-            batch = self.next_batch()
-            if batch is None: continue
-            # a static graph is learned in the first exchange, which therefore cannot be left out
-            exchange = k==len(sizes) or self.cfg.train.ddp_static_graph and not self.exchanged
-            with contextlib.nullcontext() if exchange else engine.no_sync(self.model):
-                losses = self.model(batch)
-                engine.backward(losses['loss'] if n==whole else losses['loss']*(n/whole))
-            self.losses = {k: v.detach() for k,v in losses.items()}
-            used += n
-            self.event('after_batch')
-        set_lr(self.optimizer, self.rate_now)
-        if used: self.update(whole/used)
-        self.system.after_step()
-        self.step,self.samples,self.exchanged = self.step+1, self.samples+used, True
-        self.event('after_step')
+# %% ../../nbs/train/50_learner.ipynb #d2e94d96
+@patch
+def one_step(self:Learner):
+    "Accumulate, exchange, clip, step"
+    engine,sizes = self.accelerator, self.batches.group(self.micro, self.cfg.train.accumulate)
+    whole,used = sum(sizes), 0
+    for k,n in enumerate(sizes, 1):
+        batch = self.next_batch()
+        if batch is None: continue
+        # a static graph is learned in the first exchange, which therefore cannot be left out
+        exchange = k==len(sizes) or self.cfg.train.ddp_static_graph and not self.exchanged
+        with contextlib.nullcontext() if exchange else engine.no_sync(self.model):
+            losses = self.model(batch)
+            engine.backward(losses['loss'] if n==whole else losses['loss']*(n/whole))
+        self.losses = {k: v.detach() for k,v in losses.items()}
+        used += n
+        self.event('after_batch')
+    set_lr(self.optimizer, self.rate_now)
+    if used: self.update(whole/used)
+    self.system.after_step()
+    self.step,self.samples,self.exchanged = self.step+1, self.samples+used, True
+    self.event('after_step')
 
-    def update(self, scale):
-        "Clip the gradients, times `scale`, and take the step"
-        if scale!=1: torch._foreach_mul_([p.grad for p in self.trained if p.grad is not None], scale)
-        if self.cfg.optim.clip is not None:
-            self.accelerator.unscale_gradients()
-            self.grad_norm = nn.utils.clip_grad_norm_(self.trained, self.cfg.optim.clip)
-        self.event('before_step')
-        if self.accelerator.scaler: self.optimizer.step()
-        else: self.optimizer.optimizer.step()
-        self.optimizer.optimizer.zero_grad()
+@patch
+def update(self:Learner, scale):
+    "Clip the gradients, times `scale`, and take the step"
+    if scale!=1: torch._foreach_mul_([p.grad for p in self.trained if p.grad is not None], scale)
+    if self.cfg.optim.clip is not None:
+        self.accelerator.unscale_gradients()
+        self.grad_norm = nn.utils.clip_grad_norm_(self.trained, self.cfg.optim.clip)
+    self.event('before_step')
+    if self.accelerator.scaler: self.optimizer.step()
+    else: self.optimizer.optimizer.step()
+    self.optimizer.optimizer.zero_grad()
 
 # %% ../../nbs/train/50_learner.ipynb #ec5b476a
 @patch
@@ -147,6 +150,7 @@ def prepare(self:Learner):
     self.fresh = not self.save or self.folder.origin() is None
     self.build_model()
 
+# %% ../../nbs/train/50_learner.ipynb #d968118f
 @patch
 def build_model(self:Learner):
     "Weights of others, devices, optimizer and callbacks"
@@ -296,6 +300,8 @@ def run_loop(self:Learner, kind, values):
     "All steps, between the first row of the log and the last"
     try:
         self.log.row(kind, self.step, **describe(self), **values)
+        if self.valid is None and self.save:
+            self.log.row('note', self.step, message='no validation data: the last checkpoint is the chosen one')
         self.feed()
         self.begin_stream()
         self.event('before_fit')

@@ -174,9 +174,6 @@ def rows(self:FGCLIPData):
     counts = ' and '.join(f'{len(v)} {k}' for k,v in held.items())
     rows = [('annotation', True, f'format, paths and boxes of {counts} clips'), *late]
     for split,videos in held.items(): rows += self.split_rows(split, videos)
-    if 'valid' not in held:
-        rows.append(('valid videos', None, 'none, so the last checkpoint is the chosen one; name some in '
-                                           'data.valid_json or data.valid_annotation'))
     clips = held['train'].clips
     n = sum(c.normal for c in clips)
     fix = '' if n else ': false alarms cannot be calibrated; add videos with bbox_info: []'
