@@ -7,7 +7,11 @@ known = sorted(p.stem for p in here.glob('*.py') if p.stem[0]!='_')
 
 def table(rows):
     "Lines of text: work, figure, limit, whether it holds"
-    cells = [['work', 'measured', 'limit', '']]+[[r['work'], *(f"{r[k]:.2f} {u}" for k,u in (('ratio', 'x'), ('seconds', 's')) if k in r), f"{r['limit']:g}", 'ok' if r['ok'] else 'ABOVE'] for r in rows]
+    units = dict(ratio='x', seconds='s', count='times')
+    cells = [['work', 'measured', 'limit', '']]
+    for r in rows:
+        measured = [f'{r[k]:.2f} {u}' if k!='count' else f'{r[k]} {u}' for k,u in units.items() if k in r]
+        cells.append([r['work'], *measured, f"{r['limit']:g}", 'ok' if r['ok'] else 'ABOVE'])
     widths = [max(len(c[i]) for c in cells) for i in range(4)]
     return ['  '.join(c.ljust(w) if i in (0, 3) else c.rjust(w) for i,(c,w) in enumerate(zip(cs, widths))).rstrip() for cs in cells]
 
@@ -17,7 +21,9 @@ def main(names):
     rows = []
     for name in names or known:
         print(f'{name} ...', file=sys.stderr)
-        rows += [dict(r, bench=name, ok=bool((r['ratio'] if 'ratio' in r else r['seconds'])<=r['limit'])) for r in importlib.import_module(f'bench.{name}').rows()]
+        for r in importlib.import_module(f'bench.{name}').rows():
+            figure = next(r[k] for k in ('ratio', 'seconds', 'count') if k in r)
+            rows.append(dict(r, bench=name, ok=bool(figure<=r['limit'])))
     print('\n'.join(table(rows)))
     path = here.parent/'bench.json'
     path.write_text(json.dumps(dict(python=platform.python_version(), machine=platform.machine(), cores=os.cpu_count(), rows=rows), indent=1)+'\n')

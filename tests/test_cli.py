@@ -428,7 +428,8 @@ def test_a_run_outlives_the_weights_it_started_from(world, runs, tmp_path):
     words = ['--model.pretrained', 'true', '--model.size', 'null', '--model.weights', tmp_path/'weights']
     ends_well('train', *options(world, runs, 'finetuned'), *words, '--train.steps', '1')
     shutil.rmtree(tmp_path/'weights')
-    assert 'no such model folder or file' in refuse('train', *options(world, runs, 'finetuned'), *words, '--train.steps', '2')
+    assert 'no such model folder or file' in refuse('train', *options(world, runs, 'another'), *words, '--train.steps', '2')
+    assert 'done at step 2 of 2' in ends_well('train', *options(world, runs, 'finetuned'), *words, '--train.steps', '2')
     assert '4 videos' in ends_well('eval', '--run', runs/'finetuned', '--out', tmp_path/'eval.json')
 
 # ---------------------------------------------------------------- disks

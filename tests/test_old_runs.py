@@ -32,5 +32,5 @@ def test_a_run_of_the_first_layout_is_refused_by_name(tmp_path, monkeypatch, sys
     given = dict(eval=['--run', run], predict=[tmp_path, '--run', run], train=['--config', f'{system}_demo', *words])
     code,_,err = vadnb(command, *given[command])
     assert code==2 and err.count('\n')==1, err
-    assert 'step-000003: holds no card.json: it was written by vadnb 0.1.0' in err and 'train again' in err
+    assert 'step-000003/card.json: no such file' in err and 'vadnb 0.1.0 wrote it' in err and 'train again' in err
     assert contents(run)==before

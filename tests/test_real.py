@@ -27,7 +27,8 @@ def finish(process):
 
 def train(shared, runs, name):
     annotation = here/'real'/'clips.json'
-    words = ['train', '--config', 'fgclip_ucf_debug', '--data_root', shared/'data', '--data.train_json', annotation, '--data.valid_json', annotation, '--runs', runs, '--name', name, *small]
+    words = ['train', '--config', 'fgclip_ucf_debug', '--data_root', shared/'data', '--data.train_json', annotation, '--data.valid_json', annotation,
+             '--data.test_json', annotation, '--data.test_annotation', 'null', '--runs', runs, '--name', name, *small]
     return start([str(w) for w in words])
 
 def curve(run):

@@ -231,9 +231,9 @@ def wait_for(done, child, seconds=300):
 
 def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
     "The checkpoint is not due before step 20; the evaluation of step 5 cannot read a video"
-    def broken(self, loader): raise DataError('valid.mp4: damaged')
+    def broken(self, data, split): raise DataError('valid.mp4: damaged')
     with monkeypatch.context() as m:
-        m.setattr(Toy, 'evaluate', broken)
+        m.setattr(Toy, 'scan', broken)
         with pytest.raises(DataError, match='valid.mp4'): fit(config(tmp_path, 'cut', unit='step', evaluate_every=5, save_every=20))
     assert [p.name for p in checkpoint_folders(tmp_path/'cut')]==['step-000005']
     fit(config(tmp_path, 'cut', unit='step', evaluate_every=5, save_every=20))

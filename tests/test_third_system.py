@@ -2,14 +2,15 @@
 two data sets with a head each. It registers itself, and nothing else knows of it.
 
     python tests/test_third_system.py train --config segments.yaml     the command line, with this system in it"""
-import json, os, signal, subprocess, sys, time
+import functools, json, signal, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from vadnb.core import CheckpointError, ConfigError, DataError, read_json, read_jsonl, write_atomic
+from command import vadnb as command
+from vadnb.core import DataError, read_json, read_jsonl, write_atomic
 from vadnb.data.video import VideoReader, write_video
 from vadnb.results.layers import Segments
 from vadnb.results.record import Result, read_record
@@ -54,6 +55,7 @@ class Joined:
         first = len(self.sets[0])
         return self.sets[0][i] if i<first else self.sets[1][i-first]
 
+@functools.cache
 def brightness(path):
     frames = VideoReader(path).get_batch(range(len(VideoReader(path))))
     return torch.as_tensor(np.asarray(frames), dtype=torch.float32).mean((1, 2))/255     # (T, 3)
@@ -150,13 +152,14 @@ class FrameAccuracy(Scan):
 
 register('segments', sys.modules[__name__])
 
-# ---------------------------------------------------------------- the command line, in a process of its own
+# ---------------------------------------------------------------- the command line
 here = Path(__file__).resolve()
 
 def vadnb(*words, code=0):
-    done = subprocess.run([sys.executable, str(here), *map(str, words)], capture_output=True, text=True)
-    assert done.returncode==code, done.stdout+done.stderr
-    return done.stdout if code==0 else done.stderr
+    "What a command prints, or what it says on stderr when it ends with another code"
+    ended,out,err = command(*words)
+    assert ended==code, out+err
+    return out if code==0 else err
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
@@ -190,9 +193,8 @@ def test_verify(world):
     said = vadnb('verify', '--config', world/'segments.yaml')
     assert '8 and 3, all there' in said and 'ready to train' in said and 'one batch' in said
     (world/'lost.json').write_text(json.dumps({'gone.mp4': []}))
-    assert 'gone.mp4: no such file' in subprocess.run(
-        [sys.executable, str(here), 'verify', '--config', str(world/'segments.yaml'), '--data.night', 'lost.json'],
-        capture_output=True, text=True).stdout
+    code,out,_ = command('verify', '--config', world/'segments.yaml', '--data.night', 'lost.json')
+    assert code==1 and 'gone.mp4: no such file' in out and 'not ready' in out
 
 def test_it_trains_and_its_checkpoint_is_two_files(run):
     folder = find_checkpoint(run)
@@ -206,7 +208,7 @@ def test_it_trains_and_its_checkpoint_is_two_files(run):
     assert read_json(run/'health.json')['findings']==[]
 
 def test_killed_and_resumed_to_the_last_bit(world, run):
-    "kill -9 at some step; the same command again"
+    "kill -9 of a process of its own at some step; the same command again"
     words = ['train', '--config', world/'segments.yaml', '--name', 'killed', '--slow', '.02', '--train.save_every', '1']
     process = subprocess.Popen([sys.executable, str(here), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     killed,deadline = world/'runs'/'killed', time.time()+300

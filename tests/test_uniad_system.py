@@ -458,7 +458,7 @@ def test_a_run_goes_on_with_its_own_random_backbone(world, tmp_path):
     "Another seed draws another one, which the checkpoint replaces before any feature is computed"
     begun = train(world, tmp_path, 'run', callbacks=[StopAt(4)]).system
     learner = train(world, tmp_path, 'run', '--seed', '1')
-    assert learner.step==6 and learner.system.backbone.digest()==begun.backbone.digest()
+    assert learner.step==learner.total_steps>4 and learner.system.backbone.digest()==begun.backbone.digest()
     fed = learner.train
     torch.testing.assert_close(fed[0]['feature'], begun.encode(fed.data[0]['image'][None])[0], atol=1e-5, rtol=0)
 

@@ -91,8 +91,8 @@ def read_card(
     folder = Path(folder)
     file = folder/'card.json'
     if not file.is_file() and (folder/'model.safetensors').is_file():
-        raise CheckpointError(f'{folder}: holds no card.json: it was written by vadnb 0.1.0, whose checkpoints are '
-                              'laid out in another way; use it with that version, or train again')
+        raise CheckpointError(f'{file}: no such file: the checkpoint is damaged, or vadnb 0.1.0 wrote it, whose '
+                              'checkpoints are laid out in another way; use it with that version, or train again')
     if not file.is_file(): raise CheckpointError(f'{file}: no such file; give a finished checkpoint')
     card = read_json(file, CheckpointError)
     if not isinstance(card, dict) or card.get('format')!=FORMAT:

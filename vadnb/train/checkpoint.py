@@ -145,7 +145,7 @@ def save_checkpoint(
     best:bool=False, # whether this is the best one so far
     beside=None, # file name → text that lies beside the parts
 )->Path: # the finished folder
-    "Write `checkpoints/step-NNNNNN` in one step; a disk that refuses is a `CheckpointError` and leaves older ones alone"
+    "Write `checkpoints/step-NNNNNN` in one step; raises `CheckpointError` and leaves older ones alone when it cannot"
     top = Path(run)/'checkpoints'
     final,tmp = top/f'step-{step:06d}', top/f'.step-{step:06d}.tmp'
     try:
@@ -233,7 +233,7 @@ def read_part(
     except KeyError as e: raise CheckpointError(f'{file}: damaged (no tensor {e}){hint}') from None
     except CheckpointError as e: raise CheckpointError(f'{e}{hint}') from None
 
-# %% ../../nbs/train/52_checkpoint.ipynb #d1ad5975
+# %% ../../nbs/train/52_checkpoint.ipynb #cd9508b6
 def like(
     path:Path, # that is not there
 )->str: # such as "; did you mean 'step-000100'?"

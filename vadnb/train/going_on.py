@@ -21,7 +21,6 @@ from .checkpoint import load_optimizer_state
 from .checkpoint import optimizer_state
 from .checkpoint import random_state
 from .checkpoint import read_part
-from .feed import data_fingerprint
 from .feed import same_place
 from .optim import warmup_in_epochs
 
@@ -44,12 +43,12 @@ def loop_state(
     return dict(step=L.step, micro=L.micro, epoch=L.micro//b.per_epoch, per_epoch=b.per_epoch, batch=b.size,
                 accumulate=t.accumulate, shift=L.shift, samples=L.samples, resumed=L.warmup is not None,
                 warmup=dict(epochs=warmup, asked=[o.warmup, o.warmup_epochs]),
-                data=data_fingerprint(L.data.split('train')), skipped=L.skipped,
+                data=L.fingerprint, skipped=L.skipped,
                 optimizer=optimizer_state(L.system, L.optimizer.optimizer),
                 scaler=scaler.state_dict() if scaler else None,
                 callbacks={type(c).__name__: c.state_dict() for c in L.callbacks}, processes=processes)
 
-# %% ../../nbs/train/59_going_on.ipynb #9dad5203
+# %% ../../nbs/train/59_going_on.ipynb #f87c89c3
 def check_measured(
     learner, # with its data
 ):
@@ -66,7 +65,7 @@ def check_measured(
     if L.valid is not None and len(L.valid)==0:
         raise DataError('the validation data set is empty; check the annotation file, or train without validation')
 
-# %% ../../nbs/train/59_going_on.ipynb #1e383a6e
+# %% ../../nbs/train/59_going_on.ipynb #c5fdcc50
 def describe(
     learner, # prepared
 )->dict: # plain values
@@ -91,7 +90,7 @@ def restore_place(
 )->dict: # what is different: name → (then, now)
     "Take up the place in data and schedule"
     L,t,b = learner, learner.cfg.train, learner.batches
-    now = dict(batch=b.size, accumulate=t.accumulate, data=data_fingerprint(L.data.split('train')))
+    now = dict(batch=b.size, accumulate=t.accumulate, data=L.fingerprint)
     changed = {f'{k} (checkpoint)': (state[k], now[k]) for k in now if state[k]!=now[k]}
     L.step,L.samples = state['step'], state['samples']
     L.micro,L.shift = state['micro'], state['shift']

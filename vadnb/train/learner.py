@@ -27,7 +27,7 @@ from .callbacks import RunLog, handlers
 from .card import read_card
 from .checkpoint import kept_random_state, set_aside, set_random_state
 from .clock import Clock
-from .feed import DrawnSamples, EpochBatches, SkippingCollate
+from .feed import DrawnSamples, EpochBatches, SkippingCollate, data_fingerprint
 from .feed import look_through, make_loader, run_length, to_device, with_plain_errors
 from .going_on import check_measured, describe, restore
 from .optim import make_optimizer, set_lr, warmup_steps
@@ -142,6 +142,7 @@ def prepare(self:Learner):
     # what training reads may be something else, once it is fed
     self.fed,self.train,self.valid = self.data, self.data.split('train'), self.data.split('valid')
     check_measured(self)
+    self.fingerprint = data_fingerprint(self.train)
     size = t.batch_size*P.world
     n = len(self.data.order(np.random.default_rng([self.cfg.seed, 0]), size)) if len(self.train) else 0
     self.batches = EpochBatches(n, t.batch_size, self.cfg.seed, P.world, P.rank, t.drop_last, order=self.data.order)
@@ -194,6 +195,7 @@ def open_run(self:Learner):
         raise CheckpointError(f'{self.run}: the checkpoint to go on from has gone while the run began; start it again')
     own = bool(folder) and folder.parent==(self.run/'checkpoints').resolve()
     changed = restore(self, folder, anew=() if own else ('Evaluate', 'EarlyStopping')) if folder else {}
+    self.feed()
     if old:
         now = config_changes(old, dataclasses.asdict(self.cfg))
         changed |= {k: v for k,v in now.items() if k not in HARMLESS}
@@ -265,6 +267,8 @@ def evaluate(self:Learner):
         self.scan = scans[0].join(scans[1:]) if scans[1:] else scans[0]
         return {k: float(v) for k,v in self.scan.metrics().items()}, self.scan.calibration()
     with self.evaluating():
+        # processes have seen other batches, and so may have other buffers: those of the main one are measured
+        P.share(self.system.buffers())
         own = P.in_all(lambda: look_through(self.system, self.fed, 'valid', t, self.device, P.world, P.rank))
         scans = P.to_main(own)
         metrics,calibration = P.in_main(measure)
@@ -287,7 +291,8 @@ def fit(self:Learner):
     set_seed(self.cfg.seed)
     self.prepare()
     try:
-        kind,values = self.open_run() if self.save else ('start', {})
+        if self.save: kind,values = self.open_run()
+        else: kind,values = 'start',self.feed() or {}
         with stop_on_signal(self): self.run_loop(kind, values)
     finally:
         # workers and the run folder are let go, however it ended
@@ -302,7 +307,6 @@ def run_loop(self:Learner, kind, values):
         self.log.row(kind, self.step, **describe(self), **values)
         if self.valid is None and self.save:
             self.log.row('note', self.step, message='no validation data: the last checkpoint is the chosen one')
-        self.feed()
         self.begin_stream()
         self.event('before_fit')
         if self.random: set_random_state(self.random)
@@ -315,11 +319,11 @@ def run_loop(self:Learner, kind, values):
         self.failed(e)
         raise
 
-# %% ../../nbs/train/50_learner.ipynb #eb7503fd
+# %% ../../nbs/train/50_learner.ipynb #b82d1bfa
 @patch
 def feed(self:Learner):
-    "Let the system put something in the place of its data, such as frozen features, before the first batch is made"
-    self.fed = self.system.feed(self.data, self.fresh)
+    "Let the system put something in the place of its data, such as frozen features, before anything is written"
+    self.fed = self.processes.in_all(lambda: self.system.feed(self.data, self.fresh))
     self.train,self.valid = self.fed.split('train'), self.fed.split('valid')
 
 @patch

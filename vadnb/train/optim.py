@@ -210,6 +210,10 @@ def averaged_state(
     "The part of the state that training changes: trainable parameters, and buffers that checkpoints hold"
     # a tied weight has several names, and each of them is frozen or none
     frozen = {n for n,p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    if hasattr(module, 'parts'):
+        # what lies outside of the parts is had elsewhere, buffers included
+        held = {id(b) for part in module.parts().values() if isinstance(part, nn.Module) for b in part.buffers()}
+        frozen |= {n for n,b in module.named_buffers(remove_duplicate=False) if id(b) not in held}
     return {k: v for k,v in whole_state(module).items() if k not in frozen}
 
 # %% ../../nbs/train/51_optim.ipynb #1bb2317f

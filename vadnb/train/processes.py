@@ -10,6 +10,7 @@ import contextlib, os, signal, threading
 from datetime import timedelta
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from ..core import ConfigError
 from ..core import VadnbError
 from ..core import pick_device
@@ -90,32 +91,43 @@ class Processes:
         if self.world==1: return [value]
         held = [None]*self.world if self.main else None
         torch.distributed.gather_object(value, held, dst=0)
+        # its own has not travelled, and is whole
+        if self.main: held[0] = value
         return held
 
-    def in_main(self, f):
-        "Call `f` in the main process; what it returns, or the `VadnbError` it raises, is everyone's"
-        found = error = None
-        if self.main:
-            try: found = f()
-            except VadnbError as e: error = e
-        if self.world==1 and error is None: return found
-        found,error = self.from_main((found, error))
-        if error: raise error
-        return found
+    def share(self, tensors):
+        "Give every process the tensors of the main one, in place"
+        for x in tensors if self.world>1 else (): torch.distributed.broadcast(x, src=0)
 
-    def in_all(self, f):
-        "Call `f` in every process and return what it gives there; the first `VadnbError` of any is everyone's"
-        found = error = None
+# %% ../../nbs/train/46_processes.ipynb #9f814b39
+@patch
+def in_main(self:Processes, f):
+    "Call `f` in the main process; what it returns, or the `VadnbError` it raises, is everyone's"
+    found = error = None
+    if self.main:
         try: found = f()
         except VadnbError as e: error = e
-        for e in self.from_all(error):
-            if e: raise e
-        return found
+    if self.world==1 and error is None: return found
+    found,error = self.from_main((found, error))
+    if error: raise error
+    return found
 
-    def in_any(self, flag):
-        "Whether a flag is set in any process"
-        if self.world==1: return bool(flag)
-        return self.engine.reduce(torch.tensor(float(flag), device=self.device)).item()>0
+@patch
+def in_all(self:Processes, f):
+    "Call `f` in every process and return what it gives there; the first `VadnbError` of any is everyone's"
+    found = error = None
+    try: found = f()
+    except VadnbError as e: error = e
+    for e in self.from_all(error):
+        if e: raise e
+    return found
+
+# %% ../../nbs/train/46_processes.ipynb #07b5a515
+@patch
+def in_any(self:Processes, flag):
+    "Whether a flag is set in any process"
+    if self.world==1: return bool(flag)
+    return self.engine.reduce(torch.tensor(float(flag), device=self.device)).item()>0
 
 # %% ../../nbs/train/46_processes.ipynb #4d362d8e
 @contextlib.contextmanager

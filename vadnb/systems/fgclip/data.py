@@ -47,7 +47,7 @@ class FGCLIPData(Data):
     def collate(self, items):
         "→ batch; what the host has to know of it stays under 'host', as arrays that no device takes away"
         batch = collate(items)
-        return batch | dict(host={k: batch[k].numpy() for k in HOST if k in batch})
+        return batch | dict(host={k: batch[k].numpy().copy() for k in HOST if k in batch})
     def split(self, name):
         "→ data set of 'train', 'valid' or 'test', or None where the configuration names none"
         if name not in self.splits:

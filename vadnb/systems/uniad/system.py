@@ -66,8 +66,8 @@ class UniADSystem(System):
     def __init__(self, cfg, facts=None):
         super().__init__()
         self.cfg,m = cfg,cfg.model
-        self.classes = learned_classes(facts, m.backbone)
         self.backbone = Backbone(m.backbone, m.strides)
+        self.classes = learned_classes(facts, m.backbone)
         self.neck = MFCN(self.backbone.strides, m.outstride)
         self.head = UniAD(sum(self.backbone.channels), m.outstride, feature_size(cfg.data.size, m.outstride),
                           **{k: getattr(m, k) for k in HEAD})
