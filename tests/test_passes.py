@@ -1,11 +1,13 @@
 "Time is counted in passes over the data: a run that goes on with another batch trains the epochs that remain, at the rates it would have had"
 import functools, shlex
+from dataclasses import dataclass
 import pytest
 from command import vadnb
 from test_processes import close, parameters, together, train
-from toy_system import StopAt, config, rows
-from vadnb.core import read_json
+from toy_system import Errors, StopAt, Toy, ToyConfig, ToyData, card, config, rows
+from vadnb.core import CheckpointError, read_json
 from vadnb.train import learner
+from vadnb.train.checkpoint import find_checkpoint
 from vadnb.train.learner import fit
 from vadnb.worlds.street import street_world
 
@@ -96,3 +98,76 @@ def test_static_graph_and_compressed_gradients(tmp_path):
     close(parameters(tmp_path/'half'), parameters(tmp_path/'plain'), 2e-3)
     differ = [k for k,v in parameters(tmp_path/'plain').items() if (v!=parameters(tmp_path/'half')[k]).any()]
     assert differ, 'nothing was compressed'
+
+# ---------------------------------------------------------------- what else may change, or is missing
+
+def test_a_longer_epoch_bends_no_time(tmp_path):
+    "The incomplete batch, left out for two epochs, is taken from then on: two epochs of six steps remain"
+    some = dict(accumulate=1, epochs=4)
+    fit(config(tmp_path, 'run', **some), [StopAt(10)])
+    learner = fit(config(tmp_path, 'run', drop_last=False, **some))
+    assert (learner.step, learner.epoch)==(10+2*6, 4.)
+    assert [r['epoch'] for r in rows(tmp_path/'run', 'valid')]==[1., 2., 3., 4.]
+    assert rows(tmp_path/'run', 'resume')[-1]['changed']['per_epoch (checkpoint)']==[5, 6]
+
+def test_a_warmup_in_steps_is_that_of_the_run_as_it_began(tmp_path):
+    "20 steps of batch 4 are more than all steps of batch 12, and already behind when that begins"
+    some = dict(accumulate=1, epochs=8, points=24, optim=dict(warmup=20))
+    fit(config(tmp_path, 'run', batch_size=4, **some), [StopAt(18)])
+    learner = fit(config(tmp_path, 'run', batch_size=12, **some))
+    assert learner.epoch==8. and learner.step==18+5*2
+
+@dataclass(kw_only=True)
+class BlindConfig(ToyConfig):
+    def make_data(self):
+        data = ToyData(self)
+        data.splits['valid'] = None
+        return data
+
+def blind(*words, **named): return BlindConfig(**vars(config(*words, **named)))
+
+def test_a_run_without_validation_says_so_and_is_told_of_changes(tmp_path):
+    fit(blind(tmp_path, 'run', accumulate=1), [StopAt(7)])
+    fit(blind(tmp_path, 'run', accumulate=1, batch_size=8))
+    assert [r['message'] for r in rows(tmp_path/'run', 'note')]==['no validation data: the last checkpoint is the chosen one']
+    found = read_json(tmp_path/'run'/'health.json')['findings']
+    assert [f['code'] for f in found]==['resumed_differently']
+    assert not (tmp_path/'run'/'best').exists()
+
+def test_what_was_best_on_data_that_are_gone_is_best_no_more(tmp_path):
+    fit(config(tmp_path, 'run', script=[1., 2., 3., 4.]), [StopAt(6)])
+    assert (tmp_path/'run'/'best').is_symlink()
+    fit(blind(tmp_path, 'run'))
+    assert not (tmp_path/'run'/'best').exists() and (tmp_path/'run'/'last').resolve().name=='step-000012'
+
+class Forgetful(Toy):
+    "Its ballast trains and is in no part"
+    def parts(self): return dict(net=self.net)
+
+@dataclass(kw_only=True)
+class ForgetfulConfig(ToyConfig):
+    def build(self, facts=None): return Forgetful(self)
+
+def test_a_run_that_would_lose_a_parameter_does_not_begin(tmp_path):
+    cfg = ForgetfulConfig(**vars(config(tmp_path, 'run', ballast=3)))
+    with pytest.raises(CheckpointError, match="1 trainable parameters are in no part of Forgetful.parts, such as 'ballast'"):
+        fit(cfg)
+    assert not list(tmp_path.iterdir())
+    fit(ForgetfulConfig(**vars(config(tmp_path, 'whole'))))
+
+class Uncertain(Errors):
+    def calibration(self): return dict(limit=float('nan'))
+
+class Undecided(Toy):
+    def scan(self, data, split): return Uncertain()
+
+@dataclass(kw_only=True)
+class UndecidedConfig(ToyConfig):
+    def build(self, facts=None): return Undecided(self)
+
+def test_a_calibration_that_no_card_can_hold_is_noted_and_not_kept(tmp_path):
+    cfg = UndecidedConfig(**vars(config(tmp_path, 'run')))
+    fit(cfg, [StopAt(7)])
+    learner = fit(cfg)
+    assert learner.step==12 and card(find_checkpoint(tmp_path/'run'))['calibration'] is None
+    assert 'the calibration must be plain data with finite numbers' in rows(tmp_path/'run', 'note')[0]['message']

@@ -28,6 +28,7 @@ from .checkpoint import save_checkpoint
 from .going_on import loop_state
 from .going_on import process_state
 from .optim import AveragedWeights
+from .run_folder import plain_name
 
 # %% ../../nbs/train/53_callbacks.ipynb #ea8a9027
 class Callback:
@@ -153,7 +154,7 @@ class Evaluate(Callback):
         if L.valid is None or not L.evaluation_due(): return
         try: L.metrics = L.evaluate()
         except VadnbError:
-            # a validation video that cannot be read must not cost what has been trained
+            # a validation sample that cannot be read must not cost what has been trained
             L.callback(Checkpoints).save()
             raise
         L.log.row('valid', L.step, epoch=L.epoch, **L.metrics)
@@ -204,9 +205,9 @@ class Pictures(Callback):
         L = self.learner
         with L.evaluating(): figures = L.scan.pictures()
         for name in figures:
-            if not name or '/' in name or name.startswith('.'):
+            if not plain_name(name):
                 raise DataError(f"picture '{name}': its name must be that of a plain file")
-        gone = set(L.log.last('pictures').get('names', ()))-set(figures)
+        gone = set(filter(plain_name, L.log.last('pictures').get('names', ())))-set(figures)
         # the row comes first: no file may be there that the log does not know
         if figures or gone: L.log.row('pictures', L.step, names=list(figures))
         for name in gone: (L.run/'pictures'/f'{name}.png').unlink(missing_ok=True)
@@ -223,6 +224,7 @@ class Checkpoints(Callback):
         if L.step in held: self.saved = L.step
         for name,step in [('best', L.callback(Evaluate).best_step), ('last', max(held, default=None))]:
             if L.main and step in held: point(L.run, name, held[step])
+        if L.main and L.callback(Evaluate).best_step is None: (L.run/'best').unlink(missing_ok=True)
         if L.main: remove_old(L.run, L.cfg.train.keep or 0)
 
     def after_step(self):

@@ -230,7 +230,7 @@ def read_part(
         skeleton = read_json(folder/f'{name}.json', CheckpointError) if (folder/f'{name}.json').is_file() else None
         return tensors if skeleton is None else join_tree(skeleton, tensors)
     except (SafetensorError, OSError) as e: raise CheckpointError(f'{file}: damaged ({e}){hint}') from None
-    except KeyError as e: raise CheckpointError(f'{file}: damaged (no tensor {e}){hint}') from None
+    except (KeyError, TypeError) as e: raise CheckpointError(f'{file}: damaged (no tensor {e}){hint}') from None
     except CheckpointError as e: raise CheckpointError(f'{e}{hint}') from None
 
 # %% ../../nbs/train/52_checkpoint.ipynb #cd9508b6

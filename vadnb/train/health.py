@@ -310,7 +310,7 @@ class BaselineCheck(Check):
             sign = -1 if name==L.metric and L.metric_mode=='min' else 1
             if not math.isfinite(value) or not math.isfinite(limit) or sign*value>sign*limit: continue
             oracle = trivial.startswith('perfect')
-            why = (', which knows the labels of whole videos' if oracle
+            why = (', which knows part of the answer' if oracle
                    else ': the model has learned nothing that this metric can see')
             self.find('note' if oracle else 'warning', f'{name} is {value:.4g}, not better than {limit:.4g} of the '
                       f"trivial baseline '{trivial.replace('_', ' ')}'{why}",

@@ -14,22 +14,20 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 from ..config import config_changes
-from ..config import to_yaml
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
 from ..core import VadnbError
 from ..core import did_you_mean
 from ..core import set_seed
-from ..core import write_atomic
 from .callbacks import Averaging, Checkpoints, EarlyStopping, Evaluate, LogLosses, Pictures
 from .callbacks import RunLog, handlers
-from .card import read_card
-from .checkpoint import kept_random_state, set_aside, set_random_state
+from .card import as_plain, beside_parts, check_covered, plain_facts, read_card
+from .checkpoint import kept_random_state, set_random_state
 from .clock import Clock
 from .feed import DrawnSamples, EpochBatches, SkippingCollate, data_fingerprint
 from .feed import look_through, make_loader, run_length, to_device, with_plain_errors
-from .going_on import check_measured, describe, restore
+from .going_on import begin, check_measured, check_unfinished, describe, restore
 from .optim import make_optimizer, set_lr, warmup_steps
 from .processes import Processes, make_accelerator, stop_on_signal
 from .run_folder import RunFolder
@@ -147,8 +145,9 @@ def prepare(self:Learner):
     n = len(self.data.order(np.random.default_rng([self.cfg.seed, 0]), size)) if len(self.train) else 0
     self.batches = EpochBatches(n, t.batch_size, self.cfg.seed, P.world, P.rank, t.drop_last, order=self.data.order)
     self.steps_per_epoch,self.total_steps = run_length(t, self.batches)
-    warmup_steps(self.cfg.optim, self.steps_per_epoch, self.total_steps)
     self.fresh = not self.save or self.folder.origin() is None
+    # a run that goes on keeps the warm-up that it began with
+    if self.fresh: warmup_steps(self.cfg.optim, self.steps_per_epoch, self.total_steps)
     self.build_model()
 
 # %% ../../nbs/train/50_learner.ipynb #d968118f
@@ -156,7 +155,9 @@ def prepare(self:Learner):
 def build_model(self:Learner):
     "Weights of others, devices, optimizer and callbacks"
     t = self.cfg.train
-    self.system.start(self.fresh)
+    self.processes.in_all(lambda: self.system.start(self.fresh))
+    check_covered(self.system)
+    beside_parts(self.system, self.data, self.cfg.system)
     if t.gradient_checkpointing: self.system.gradient_checkpointing()
     self.system.to(self.device).train()
     groups = self.system.groups()
@@ -190,33 +191,23 @@ HARMLESS = {'name', 'runs', 'train.resume', 'train.progress', 'train.trackers', 
 @patch
 def open_run(self:Learner):
     "Claim the run folder, decide whether to resume, restore; returns (kind of row, its values)"
-    folder,old = self.processes.in_main(lambda: self.folder.claim(self.say))
-    if not self.fresh and not folder:
-        raise CheckpointError(f'{self.run}: the checkpoint to go on from has gone while the run began; start it again')
+    P = self.processes
+    folder,old = P.in_main(lambda: self.folder.claim(self.say))
+    if bool(folder)==self.fresh:
+        raise CheckpointError(f'{self.run}: another process has changed the run while this one began; start it again')
     own = bool(folder) and folder.parent==(self.run/'checkpoints').resolve()
-    changed = restore(self, folder, anew=() if own else ('Evaluate', 'EarlyStopping')) if folder else {}
+    # what was best on other data, or on data that are gone, is best no more
+    anew = () if own and self.valid is not None else ('Evaluate', 'EarlyStopping')
+    changed = P.in_all(lambda: restore(self, folder, anew)) if folder else {}
+    P.in_main(lambda: check_unfinished(self, folder, own))
     self.feed()
     if old:
         now = config_changes(old, dataclasses.asdict(self.cfg))
         changed |= {k: v for k,v in now.items() if k not in HARMLESS}
-    self.processes.in_main(lambda: self.begin(folder, own))
+    P.in_main(lambda: begin(self, folder, own))
     if not folder: return 'start', {}
     said = {k: list(v) for k,v in changed.items()}
     return 'resume', {'from': os.path.relpath(folder, self.run.resolve()), 'changed': said}
-
-# %% ../../nbs/train/50_learner.ipynb #b192b627
-@patch
-def begin(self:Learner, folder, own):
-    "Make the run folder say what is about to happen; `own` is whether the checkpoint lies in it"
-    if folder and self.step>=self.total_steps and (not own or self.folder.ended_at(self.step)):
-        raise CheckpointError(f'{self.run if own else folder}: is finished ({self.step} of {self.total_steps} steps); '
-                              'choose another --name, or train on with a higher --train.steps or --train.epochs')
-    back = self.step if folder else -1
-    self.folder.tidy(back)
-    if own and (gone := set_aside(self.run, self.step)):
-        self.say(f'{self.cfg.name} goes back to step {self.step}; set aside: {", ".join(gone)}')
-    self.log.rewind(back)
-    write_atomic(self.run/'config.yaml', to_yaml(self.cfg))
 
 # %% ../../nbs/train/50_learner.ipynb #480cfbd3
 @patch
@@ -265,7 +256,7 @@ def evaluate(self:Learner):
     P,t = self.processes, self.cfg.train
     def measure():
         self.scan = scans[0].join(scans[1:]) if scans[1:] else scans[0]
-        return {k: float(v) for k,v in self.scan.metrics().items()}, self.scan.calibration()
+        return {k: float(v) for k,v in self.scan.metrics().items()}, self.plain_calibration()
     with self.evaluating():
         # processes have seen other batches, and so may have other buffers: those of the main one are measured
         P.share(self.system.buffers())
@@ -274,6 +265,13 @@ def evaluate(self:Learner):
         metrics,calibration = P.in_main(measure)
     if calibration is not None: self.system.calibration,self.system.calibrated_at = calibration, self.step
     return metrics
+
+# %% ../../nbs/train/50_learner.ipynb #2e3ff335
+@patch
+def plain_calibration(self:Learner):
+    "What the scan found out for prediction; None, and a note in the log, where a checkpoint could not hold it"
+    try: return as_plain(self.scan.calibration(), 'the calibration')
+    except CheckpointError as e: self.note(f'the calibration of step {self.step} is not kept: {e}')
 
 # %% ../../nbs/train/50_learner.ipynb #05f100e7
 @patch
@@ -305,7 +303,7 @@ def run_loop(self:Learner, kind, values):
     "All steps, between the first row of the log and the last"
     try:
         self.log.row(kind, self.step, **describe(self), **values)
-        if self.valid is None and self.save:
+        if self.valid is None and kind=='start' and self.save:
             self.log.row('note', self.step, message='no validation data: the last checkpoint is the chosen one')
         self.begin_stream()
         self.event('before_fit')
@@ -324,6 +322,8 @@ def run_loop(self:Learner, kind, values):
 def feed(self:Learner):
     "Let the system put something in the place of its data, such as frozen features, before anything is written"
     self.fed = self.processes.in_all(lambda: self.system.feed(self.data, self.fresh))
+    # first values that were taken from the data are those of the main process
+    if self.fresh: self.processes.share([*self.system.parameters(), *self.system.buffers()])
     self.train,self.valid = self.fed.split('train'), self.fed.split('valid')
 
 @patch
@@ -346,5 +346,5 @@ def fit(
     data = cfg.make_data()
     folder = RunFolder(Path(cfg.runs)/cfg.name, cfg.train.resume).origin()
     known = read_card(folder)['facts'] if folder else {}
-    system = cfg.build(known | data.facts())
+    system = cfg.build(known | plain_facts(data))
     return Learner(cfg, system, data, callbacks).fit()

@@ -11,6 +11,7 @@ import numpy as np
 from ..core import ConfigError
 from ..core import set_seed
 from .callbacks import Callback
+from .card import plain_facts
 from .learner import Learner
 from .optim import set_lr
 
@@ -74,7 +75,7 @@ def lr_find(
     optim = dataclasses.replace(cfg.optim, schedule='constant', warmup=0., warmup_epochs=None, floor_lr=None)
     cfg = dataclasses.replace(cfg, train=train, optim=optim)
     data = cfg.make_data()
-    L = Learner(cfg, cfg.build(data.facts()), data, [test], save=False)
+    L = Learner(cfg, cfg.build(plain_facts(data)), data, [test], save=False)
     # a loss that is no number is a fault in training and the end of the range in this test
     try: L.fit()
     except HealthError:

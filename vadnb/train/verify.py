@@ -12,6 +12,7 @@ import torch
 from ..core import DataError
 from ..core import VadnbError
 from ..core import set_seed
+from .card import plain_facts
 from .feed import DrawnSamples
 from .feed import EpochBatches
 from .feed import run_length
@@ -89,7 +90,7 @@ def verify_rows(
         data = cfg.make_data()
         rows += data.rows()
         sound = not any(holds is False for _,holds,_ in rows)
-        system = cfg.build(data.facts())
+        system = cfg.build(plain_facts(data))
         system.start(True)
         rows += system.rows(data)
         rows += spine_rows(cfg, data, system, sound)
