@@ -172,6 +172,24 @@ for words in (['--help'], ['train', '--help'], ['trian'], ['train', '--config', 
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode==0, done.stderr
 
+def test_what_systems_offer_is_told_without_torch():
+    code = '''import sys
+from vadnb.cli import main
+heavy = {'torch', 'transformers', 'timm'}
+for words in (['convert', '--help'], ['convert', 'nothing', 'a', 'b'], ['demo', '--only', 'nothing']):
+    try: main(words)
+    except SystemExit: pass
+    assert not heavy & set(sys.modules), words
+import vadnb.systems.fgclip.offers, vadnb.systems.uniad.offers
+assert not heavy & set(sys.modules)
+from vadnb.systems.fgclip import FGCLIP, Config, System
+import vadnb.systems.uniad as uniad
+assert System is FGCLIP and uniad.System is uniad.UniADSystem and {'Config', 'System'} <= set(dir(uniad))
+assert uniad.Config().system=='uniad' and Config.__module__=='vadnb.systems.fgclip.config' and not hasattr(uniad, 'other')'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+    assert 'image-tree' in done.stdout and 'ucf-boxes' in done.stdout
+
 # ---------------------------------------------------------------- words on the command line
 
 @pytest.mark.parametrize('words,says', [
