@@ -83,7 +83,7 @@ def read_calibration(
 )->Calibration:
     "Raises `CheckpointError` for anything else, and `ConfigError` for another kind of score"
     if not isinstance(plain, dict) or plain.keys()!=CALIBRATION.keys():
-        found = ', '.join(map(str, plain)) if isinstance(plain, dict) else type(plain).__name__
+        found = ', '.join(str(k) for k in plain) if isinstance(plain, dict) else type(plain).__name__
         raise CheckpointError(f"calibration: must hold {', '.join(CALIBRATION)}, found {found:.80}; "
                               'evaluate the run again to write it anew')
     for k,(holds,words) in CALIBRATION.items():
