@@ -140,7 +140,7 @@ def test_print_config_is_a_configuration(world, runs, run, tmp_path):
     assert load_config(tmp_path/'again.yaml')==load_config('fgclip_demo', words[2:])
     assert ends_well('train', '--config', tmp_path/'again.yaml', '--print_config')==out
     assert yaml.safe_load(ends_well('predict', '--run', run, '--score.stride', '5', '--print_config'))['score']['stride']==5
-    assert yaml.safe_load(ends_well('demo', '--print_config'))['name']=='demo'
+    assert yaml.safe_load(ends_well('demo', '--print_config'))['name']=='demo-fgclip'
     assert not (runs/'printed').exists()
 
 def test_shipped_configurations_load():
@@ -171,6 +171,24 @@ for words in (['--help'], ['train', '--help'], ['trian'], ['train', '--config', 
     if words[0]!='convert': assert not {'torch', 'transformers', 'matplotlib.pyplot', 'av'} & set(sys.modules), words'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode==0, done.stderr
+
+def test_what_systems_offer_is_told_without_torch():
+    code = '''import sys
+from vadnb.cli import main
+heavy = {'torch', 'transformers', 'timm'}
+for words in (['convert', '--help'], ['convert', 'nothing', 'a', 'b'], ['demo', '--only', 'nothing']):
+    try: main(words)
+    except SystemExit: pass
+    assert not heavy & set(sys.modules), words
+import vadnb.systems.fgclip.offers, vadnb.systems.uniad.offers
+assert not heavy & set(sys.modules)
+from vadnb.systems.fgclip import FGCLIP, Config, System
+import vadnb.systems.uniad as uniad
+assert System is FGCLIP and uniad.System is uniad.UniADSystem and {'Config', 'System'} <= set(dir(uniad))
+assert uniad.Config().system=='uniad' and Config.__module__=='vadnb.systems.fgclip.config' and not hasattr(uniad, 'other')'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+    assert 'image-tree' in done.stdout and 'ucf-boxes' in done.stdout
 
 # ---------------------------------------------------------------- words on the command line
 

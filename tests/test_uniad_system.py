@@ -774,7 +774,7 @@ def test_joined_shares_are_the_whole_to_the_last_bit(world, tmp_path, protocol, 
     assert joined.metrics()==whole.metrics() and joined.calibration()==whole.calibration()
     assert ('pooled/bound/aupro' in whole.metrics())==(exact=='0')
 
-BAD = {'scores': ['a', [], None, ['x'], [True], [float('nan')], [2., 1.]], 'rates': [[.1], [0., .1], [2., 0.]], 'n_pixels': [0, 1.5, True, '9'],
+BAD = {'scores': ['a', [], None, ['x'], [True], [float('nan')], [10**400], [-1e39], [2., 1.]], 'rates': [[.1], [0., .1], [2., 0.]], 'n_pixels': [0, 1.5, True, '9', 10**400],
        'of': [3, '', 'a\nb'], 'score': ['max', [], None]}
 
 def test_a_calibration_of_a_stranger_is_checked(run):
@@ -794,6 +794,13 @@ def test_facts_of_a_stranger_are_checked(world, tmp_path):
     cfg = config(world, tmp_path, 'x')
     for facts in ([], {}, dict(classes=[]), dict(classes='dots'), dict(classes=['dots', 3]), dict(classes=['dots', 'dots'])):
         with pytest.raises(CheckpointError, match='facts.classes: must be a list of different names'): cfg.build(facts)
+
+def test_a_card_of_a_stranger_is_named_and_quoted_in_short(run, tmp_path):
+    for k,harm,says in ((0, dict(facts=dict(classes=[])), 'card.json: facts.classes: must be'), (1, dict(provenance=dict(digest='x'*5000)), 'card.json: the weights of')):
+        own = Path(shutil.copytree(run, tmp_path/str(k), symlinks=True))
+        for p in own.rglob('card.json'): write_json(p, read_json(p) | harm)
+        with pytest.raises(CheckpointError, match=says) as e: load_run(own)
+        assert len(str(e.value))<500
 
 def test_damaged_images_stand_in_their_place(run, mixed):
     cut(mixed/'b'/'grey.png')

@@ -95,7 +95,7 @@ def demo(
     from vadnb.systems.registry import offering
     from vadnb.systems.registry import system_names
     demos = offering('DEMO')
-    if only in system_names(): needed_offer(only, 'DEMO', 'demo to play')
+    if only in system_names(): needed_offer(only, 'DEMO', 'demos')
     if only and only not in demos:
         raise ConfigError(f"command line: '--only' is {only}; use {' or '.join(demos)}{did_you_mean(only, demos)}")
     quiet()

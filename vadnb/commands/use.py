@@ -172,12 +172,13 @@ def predict(
 )->int: # 0 when everything was scored, 2 otherwise
     "Score videos or images with a trained run: JSON, CSV, pictures and maps"
     quiet()
+    needed('run', run)
+    check_inputs(inputs)
     from vadnb.systems.registry import load_run
-    system,folder = load_run(needed('run', run), which, overrides)
+    system,folder = load_run(run, which, overrides)
     processes = shared_out(system.cfg)
     system.to(processes.device)
     if processes.main: warn_of_other_weights(system, folder)
-    check_inputs(inputs)
     mine = dealt(inputs, processes.world, processes.rank)
     counts = Counter()
     found = saved_results(system, folder.name, mine, out or Path(run)/'predictions', overlay, counts)

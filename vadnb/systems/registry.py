@@ -139,7 +139,8 @@ def load_run(
         raise CheckpointError(f"{folder}/card.json: is of {card['system']}, and {config} of {cfg.system}; copy the run "
                               'again')
     # the checkpoint and what is frozen are all that is needed: the weights that training started from may be gone
-    system = cfg.build(card['facts'])
+    try: system = cfg.build(card['facts'])
+    except CheckpointError as e: raise CheckpointError(f'{folder}/card.json: {e}') from None
     system.start(False)
     system.check_provenance(card['provenance'], folder/'card.json')
     load_parts(system, folder, card)

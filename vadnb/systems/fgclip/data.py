@@ -68,6 +68,19 @@ def clips(self:FGCLIPData,
                        d.paths, annotation, self.tokenize_clip)
 
 @patch
+def clips_listed(self:FGCLIPData,
+    name:str, # region annotation, relative to the data root
+    frames:int, # per video
+    annotation, # whose segments are the truth, or None
+    key:str, # of the configuration, which names it
+)->RegionClips:
+    "The clips of a region annotation; of a list that lacks one of them the error says that it can be left out"
+    try: return self.clips(name, frames, annotation)
+    except DataError as e:
+        if ': has no entry for ' not in str(e): raise
+        raise DataError(f"{e}; or --{key} null, and the regions of {name} are the truth") from None
+
+@patch
 def known(self:FGCLIPData,
     split:str, # valid | test
 ): # `RegionClips` or `AnnotatedClips`, or None
@@ -76,7 +89,7 @@ def known(self:FGCLIPData,
     regions,listed = getattr(d, f'{split}_json'), getattr(d, f'{split}_annotation')
     if not (regions or listed): return None
     frames,annotation = d.valid_frames or d.frames, root/listed if listed else None
-    if regions: res = self.clips(regions, frames, annotation)
+    if regions: res = self.clips_listed(regions, frames, annotation, f'data.{split}_annotation')
     else: res = AnnotatedClips(annotation, root, frames, d.size, d.paths)
     if not any(res.segments[name] for name in video_names(res)):
         raise DataError(f'{root/(regions or listed)}: no video has an event, so there is nothing to '
