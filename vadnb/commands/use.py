@@ -172,8 +172,8 @@ def predict(
 )->int: # 0 when everything was scored, 2 otherwise
     "Score videos or images with a trained run: JSON, CSV, pictures and maps"
     quiet()
-    needed('run', run)
-    check_inputs(inputs)
+    # a model takes its time to load; of a run that is not there `load_run` speaks first
+    if Path(needed('run', run)).exists(): check_inputs(inputs)
     from vadnb.systems.registry import load_run
     system,folder = load_run(run, which, overrides)
     processes = shared_out(system.cfg)
