@@ -8,7 +8,6 @@ __all__ = ['HARMLESS', 'Learner', 'fit']
 # %% ../../nbs/train/50_learner.ipynb #3d771339
 import contextlib, dataclasses, os, sys, time
 from pathlib import Path
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -20,14 +19,15 @@ from ..core import DataError
 from ..core import VadnbError
 from ..core import did_you_mean
 from ..core import set_seed
+from .beginning import begin, check_measured, check_unfinished, describe
 from .callbacks import Averaging, Checkpoints, EarlyStopping, Evaluate, LogLosses, Pictures
 from .callbacks import RunLog, handlers
 from .card import as_plain, beside_parts, check_covered, plain_facts, read_card
 from .checkpoint import kept_random_state, set_random_state
 from .clock import Clock
-from .feed import DrawnSamples, EpochBatches, SkippingCollate, data_fingerprint
+from .feed import DrawnSamples, SkippingCollate, data_fingerprint, epoch_batches
 from .feed import look_through, make_loader, run_length, to_device, with_plain_errors
-from .going_on import begin, check_measured, check_unfinished, describe, restore
+from .going_on import restore
 from .optim import make_optimizer, set_lr, warmup_steps
 from .processes import Processes, make_accelerator, stop_on_signal
 from .run_folder import RunFolder
@@ -133,7 +133,6 @@ def epoch(self:Learner):
 @patch
 def prepare(self:Learner):
     "Build engine, order of batches and optimizer; raises before anything is written"
-    t = self.cfg.train
     self.accelerator = make_accelerator(self.cfg)
     self.processes = P = Processes(self.accelerator)
     self.device,self.main = P.device, P.main
@@ -141,10 +140,8 @@ def prepare(self:Learner):
     self.fed,self.train,self.valid = self.data, self.data.split('train'), self.data.split('valid')
     check_measured(self)
     self.fingerprint = data_fingerprint(self.train)
-    size = t.batch_size*P.world
-    n = len(self.data.order(np.random.default_rng([self.cfg.seed, 0]), size)) if len(self.train) else 0
-    self.batches = EpochBatches(n, t.batch_size, self.cfg.seed, P.world, P.rank, t.drop_last, order=self.data.order)
-    self.steps_per_epoch,self.total_steps = run_length(t, self.batches)
+    self.batches = epoch_batches(self.cfg, self.data, P.world, P.rank)
+    self.steps_per_epoch,self.total_steps = run_length(self.cfg.train, self.batches)
     self.fresh = not self.save or self.folder.origin() is None
     # a run that goes on keeps the warm-up that it began with
     if self.fresh: warmup_steps(self.cfg.optim, self.steps_per_epoch, self.total_steps)
@@ -289,8 +286,8 @@ def fit(self:Learner):
     set_seed(self.cfg.seed)
     self.prepare()
     try:
-        if self.save: kind,values = self.open_run()
-        else: kind,values = 'start',self.feed() or {}
+        kind,values = self.open_run() if self.save else ('start', {})
+        if not self.save: self.feed()
         with stop_on_signal(self): self.run_loop(kind, values)
     finally:
         # workers and the run folder are let go, however it ended

@@ -74,6 +74,7 @@ class UniADSystem(System):
         self.criterion = Criterion(cfg.loss.criterion)
         for k in ('mean', 'std'):
             self.register_buffer(k, 255*torch.tensor(getattr(self.backbone, k))[:,None,None], persistent=False)
+        self.digest = None # of the pretrained backbone, read once: it never changes
         self.unused_weights = [] # names of a checkpoint that training starts from
 
     def facts(self): return dict(backbone=self.cfg.model.backbone)
@@ -130,7 +131,7 @@ def parts(self:UniADSystem):
 def provenance(self:UniADSystem):
     "Name and digest of pretrained weights"
     m = self.cfg.model
-    return dict(backbone=m.backbone, digest=self.backbone.digest()) if m.pretrained else {}
+    return dict(backbone=m.backbone, digest=self.digest) if m.pretrained else {}
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #86e3363b
 @patch
@@ -154,6 +155,7 @@ def load_reference(self:UniADSystem, weights):
 def start(self:UniADSystem, fresh):
     "Read the backbone's pretrained weights and, when a run begins, those that the head starts from"
     load_pretrained(self.backbone, self.cfg)
+    if self.cfg.model.pretrained: self.digest = self.backbone.digest()
     weights = self.cfg.model.weights
     if not fresh or not weights: return
     try: self.unused_weights = self.load_reference(read_weights(weights))
