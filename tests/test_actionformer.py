@@ -228,7 +228,7 @@ def test_end_to_end(golden):
             # a bias of the keys shifts all scores of a query alike: its gradient is rounding
             grads = {n: g for n,g in part(gold, 'grad/').items() if not n.endswith('attn.key.bias')}
             for n,g in grads.items(): close(names[n].grad, g, atol=tol['grad_rtol_of_max']*g.abs().max().item()+1e-9, rtol=0)
-                assert names.keys()-grads.keys()=={n for n in names if n.endswith(('attn.key.bias', 'attn.key_norm.bias'))}
+            assert names.keys()-grads.keys()=={n for n in names if n.endswith(('attn.key.bias', 'attn.key_norm.bias'))}
         norm = torch.nn.utils.clip_grad_norm_(list(names.values()), 1.)
         assert norm.item()==pytest.approx(told['grad_norm'], rel=5e-3)
         optimizer.step()
