@@ -7,11 +7,10 @@ __all__ = ['train_once', 'play', 'demo_configs', 'demo']
 
 # %% ../../nbs/commands/04_demo.ipynb #de4b54ad
 import dataclasses, time
-from collections import Counter
 from pathlib import Path
 from .training import ended
 from .use import evaluate_run
-from .use import saved_results
+from .use import Prediction
 from .words import bar
 from .words import command
 from .words import quiet
@@ -43,7 +42,7 @@ def play(
     run = Path(cfg.runs)/cfg.name
     print()
     system,folder = evaluate_run(run)
-    for _,_,error in saved_results(system, folder.name, shown, run/'predictions', False, Counter()):
+    for _,_,error in Prediction(system, folder.name, run/'predictions', False).save(shown):
         if error is not None: raise error
 
 # %% ../../nbs/commands/04_demo.ipynb #1717c2b7
@@ -59,7 +58,7 @@ def demo_configs(
     own = lambda k: ['--data_root', str(Path(folder)/demos[k].folder), '--runs', folder, '--name', f'{name}-{k}']
     # keys belong to one system: with several, the first one tells whether they are keys at all
     some = chosen[:1] if overrides else chosen
-    configs = {k: load_config(f'{k}_demo', [*own(k), *overrides], 'vadnb demo') for k in some}
+    configs = {k: load_config(demos[k].config or f'{k}_demo', [*own(k), *overrides], 'vadnb demo') for k in some}
     if overrides and chosen[1:]:
         raise ConfigError(f"command line: '{overrides[0]}' belongs to one system; add --only "
                           f"{' or --only '.join(demos)}")
@@ -71,7 +70,7 @@ def demo(
     folder:str='runs', # where worlds and runs go
     name:str='demo', # run folders are <name>-<system>
     only:str='', # one system; default: all, one after the other
-    overrides:list=(), # with --only, configuration keys of <system>_demo
+    overrides:list=(), # with --only, configuration keys of its demo
 ):
     "Make small worlds, train every system in one on the CPU, and show what it learned"
     from vadnb.systems.registry import needed_offer
