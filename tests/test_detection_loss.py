@@ -198,6 +198,12 @@ def test_no_batch_gives_a_nan():
                 assert all(v.isfinite() for v in got.values())
                 assert out.logits[0].grad.isfinite().all() and out.distances[0].grad.isfinite().all()
 
+def test_autocast_changes_nothing():
+    out,*truth = batch(1, [0, 1, 2, 3])
+    loss = DetectionLoss(3, label_smoothing=.1).eval()
+    with torch.autocast('cpu', dtype=torch.bfloat16): inside = loss(out, *truth)
+    for k,v in loss(out, *truth).items(): close(inside[k], v, atol=0, rtol=0)
+
 def test_memory_of_diou_follows_the_number_of_pairs():
     "The largest tensor that loss and gradient make of n pairs holds their 2n bounds"
     class Largest(TorchDispatchMode):

@@ -6,7 +6,7 @@
 __all__ = ['LOSS_RULES', 'sigmoid_focal', 'diou_loss', 'assign_targets', 'check_shapes', 'check_values', 'ground_truth',
            'DetectionLoss']
 
-# %% ../../nbs/losses/34_detection.ipynb #dd15afae
+# %% ../../nbs/losses/34_detection.ipynb #17390696
 import math
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from ..core import DataError
 from .contrastive import world_size
 from ..models.aggregate import at_least_float32
 
-# %% ../../nbs/losses/34_detection.ipynb #642513c4
+# %% ../../nbs/losses/34_detection.ipynb #d04c15f0
 def sigmoid_focal(
     logits:Tensor, # any shape
     targets:Tensor, # same shape, from 0 to 1
@@ -32,7 +32,7 @@ def sigmoid_focal(
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction='none')*wrong**gamma
     return loss if alpha<0 else loss*(alpha*targets+(1-alpha)*(1-targets))
 
-# %% ../../nbs/losses/34_detection.ipynb #76aa8f72
+# %% ../../nbs/losses/34_detection.ipynb #06c830e2
 def diou_loss(
     pred:Tensor, # segments, (N, 2)
     target:Tensor, # segments to find, (N, 2)
@@ -45,7 +45,7 @@ def diou_loss(
     apart = (a+b-c-d)/2
     return 1-overlap/union.clamp(min=eps)+apart**2/(hull**2).clamp(min=eps)
 
-# %% ../../nbs/losses/34_detection.ipynb #5774a734
+# %% ../../nbs/losses/34_detection.ipynb #944ed71d
 def assign_targets(
     points:Tensor, # place, range from, range to, stride, of all levels, (N, 4)
     segments:Tensor, # start and end of the ground truths on the grid, (n, 2)
@@ -70,9 +70,11 @@ def assign_targets(
     if filter_similar: candidate = candidate & (length<=shortest+1e-3)
     own = (labels[:,None]==torch.arange(num_classes, device=labels.device)).to(points.dtype)
     wanted = distances.gather(2, which.expand(2, -1, 1))[...,0].T/stride
-    return (candidate.to(own.dtype)@own).clamp(max=1), torch.where(candidate.any(1, keepdim=True), wanted, 0)
+    # a product would be rounded to half precision inside autocast, and smoothed targets with it
+    with torch.autocast(points.device.type, enabled=False): classes = (candidate.to(own.dtype)@own).clamp(max=1)
+    return classes, torch.where(candidate.any(1, keepdim=True), wanted, 0)
 
-# %% ../../nbs/losses/34_detection.ipynb #6456c269
+# %% ../../nbs/losses/34_detection.ipynb #5e31c20f
 def check_shapes(
     segments, # per sample, (n, 2)
     labels, # per sample, (n,) of whole numbers
@@ -101,7 +103,7 @@ def check_values(
                                 f'{num_classes} classes 0 to {num_classes-1}; correct the annotation or the number of '
                                 'classes')
 
-# %% ../../nbs/losses/34_detection.ipynb #adc4d83d
+# %% ../../nbs/losses/34_detection.ipynb #ddbebe40
 def ground_truth(
     segments, # per sample (n, 2), on the host or on a device
     labels, # per sample (n,)
@@ -122,7 +124,7 @@ def ground_truth(
     check_values(*(x.split(counts) for x in here), num_classes, names)
     return tuple(x.to(device, non_blocking=True).split(counts) for x in (s, l))
 
-# %% ../../nbs/losses/34_detection.ipynb #3654d4de
+# %% ../../nbs/losses/34_detection.ipynb #9e35976a
 LOSS_RULES = [ # setting, what must hold, what to write
     ('num_classes', lambda s: s.num_classes>0, '1 or more'),
     ('normalizer', lambda s: float(s.normalizer)>0, 'above 0'),
@@ -155,7 +157,7 @@ class DetectionLoss(nn.Module):
             if not holds(self):
                 raise ConfigError(f'{name}: {float(getattr(self, name)):g} must be {wanted}')
 
-# %% ../../nbs/losses/34_detection.ipynb #bb1d42df
+# %% ../../nbs/losses/34_detection.ipynb #a6aae764
 @patch
 def count(self:DetectionLoss,
     positive:Tensor, # true at places that answer, (B, N)
@@ -181,7 +183,7 @@ def targets(self:DetectionLoss,
     found = [assign_targets(points, s, l, self.num_classes, self.radius, self.filter_similar) for s,l in truth]
     return tuple(map(torch.stack, zip(*found)))
 
-# %% ../../nbs/losses/34_detection.ipynb #310ceb3f
+# %% ../../nbs/losses/34_detection.ipynb #c711957f
 def _around(d): return torch.stack([-d[...,0], d[...,1]], -1)
 
 @patch
