@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'SUFFIXES', 'chosen', 'raw_features', 'layout_of', 'time_first', 'FeatureSource']
 
-# %% ../../nbs/data/28_features.ipynb #1223f907
+# %% ../../nbs/data/28_features.ipynb #04e16db1
 from pathlib import Path
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from .time_grid import ClipForm
 from .time_grid import LaidVideo
 from .time_grid import even_clock
 
-# %% ../../nbs/data/28_features.ipynb #5da73a61
+# %% ../../nbs/data/28_features.ipynb #4e05b577
 NAMES = ('feats', 'features', 'feature', 'x', 'arr_0')
 SUFFIXES = ('.npy', '.npz', '.pt', '.pth')
 
@@ -32,7 +32,8 @@ def chosen(
     if len(names)==1: return held[names[0]]
     for n in NAMES:
         if n in names: return held[n]
-    raise DataError(f"{path}: holds {', '.join(map(str, names)) or 'nothing'}; keep one array in it, or call it features")
+    there = ', '.join(map(str, names)) or 'nothing'
+    raise DataError(f'{path}: holds {there}; keep one array in it, or call it features')
 
 def raw_features(
     path, # npy, npz, pt or pth file
@@ -53,7 +54,7 @@ def raw_features(
         raise DataError(f'{path}: holds {said}; features are (T, C) or (C, T)')
     return res
 
-# %% ../../nbs/data/28_features.ipynb #6e0bcaf1
+# %% ../../nbs/data/28_features.ipynb #a949950e
 def layout_of(
     shape, # of two axes
     channels:int, # C
@@ -77,7 +78,7 @@ def time_first(
         raise DataError(f'{path}: holds NaN or infinity; compute its features again')
     return x.T.contiguous() if layout=='CT' else x.contiguous()
 
-# %% ../../nbs/data/28_features.ipynb #14b20555
+# %% ../../nbs/data/28_features.ipynb #ec551d9a
 class FeatureSource:
     "Clips out of feature files: `lay` a video, read one `clip`, `stream` all windows"
     key = 'features'
@@ -110,7 +111,7 @@ class FeatureSource:
         x = raw_features(path)
         return time_first(x, layout_of(x.shape, self.channels, path) or self.common_layout(path), path)
 
-# %% ../../nbs/data/28_features.ipynb #b605f90e
+# %% ../../nbs/data/28_features.ipynb #0adc6bf6
 @patch
 def common_layout(self:FeatureSource,
     path:Path, # a file that fits both ways
@@ -148,7 +149,7 @@ def lay(self:FeatureSource,
     self.laid[video.name] = res
     return res
 
-# %% ../../nbs/data/28_features.ipynb #d7ca214e
+# %% ../../nbs/data/28_features.ipynb #686065ab
 @patch
 def clip(self:FeatureSource,
     video:ActionVideo, # of an annotation
@@ -172,7 +173,7 @@ def cut(self:FeatureSource,
     part = x[start:start+(window if length is None else length)].T
     return dict(features=F.pad(part, (0, window-part.shape[1])))
 
-# %% ../../nbs/data/28_features.ipynb #b3c5fef2
+# %% ../../nbs/data/28_features.ipynb #21b2dbd4
 @patch
 def stream(self:FeatureSource,
     video:ActionVideo, # of an annotation
