@@ -285,7 +285,7 @@ def check_decoder(
     if late:
         label,s,e = late[0]
         raise DataError(f"{video.name}: '{label}' from {s:g} to {e:g} s lies behind the end of {path}, which has "
-                        f'{frames} frames and {seconds:.2f} s; correct the segment, or use the video that was annotated')
+                        f'{frames} frames and {seconds:.2f} s; correct the segment, or use the annotated video')
     return notes
 
 # %% ../../nbs/data/24_actions.ipynb #59b9829c

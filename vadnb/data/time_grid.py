@@ -71,8 +71,8 @@ def clip_words(
     step = chunk//np.gcd(chunk, frames_per_position)
     below = window//step*step
     near = f'{below} or {below+step}' if below else f'{step}'
-    raise ConfigError(f'window: {window} positions x {frames_per_position} frames = {n} frames, which chunks of {chunk} '
-                      f'do not fill; the nearest windows that work are {near}')
+    raise ConfigError(f'window: {window} positions x {frames_per_position} frames = {n} frames, which chunks of '
+                      f'{chunk} do not fill; the nearest windows that work are {near}')
 
 # %% ../../nbs/data/31_time_grid.ipynb #9b0d234c
 def positions_of(
