@@ -73,7 +73,8 @@ def time_first(
     path, # for the message
 )->Tensor: # (T, C) float32
     "Features in float32, time first; NaN and infinity are refused"
-    x = torch.as_tensor(np.asarray(x)).float()
+    # a copy: a mapped file must not be written to
+    x = x.float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float32))
     if not x.isfinite().all():
         raise DataError(f'{path}: holds NaN or infinity; compute its features again')
     return x.T.contiguous() if layout=='CT' else x.contiguous()
