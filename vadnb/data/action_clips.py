@@ -6,7 +6,7 @@
 __all__ = ['RAGGED', 'ActionSet', 'window_sample', 'fingerprint', 'ActionClips', 'window_clock', 'on_clock', 'ActionWindows',
            'sample', 'stream', 'item', 'collate']
 
-# %% ../../nbs/data/29_action_clips.ipynb #17d275b6
+# %% ../../nbs/data/29_action_clips.ipynb #dda26eab
 import hashlib
 import json
 from dataclasses import asdict
@@ -24,7 +24,7 @@ from .thumos import shares_inside
 from .thumos import window_rows
 from .time_grid import LaidVideo
 
-# %% ../../nbs/data/29_action_clips.ipynb #18a74be4
+# %% ../../nbs/data/29_action_clips.ipynb #8989413a
 class ActionSet(Dataset):
     "Videos of an annotation with their events on the grid; what training and testing share"
     noun = 'videos'
@@ -61,7 +61,7 @@ class ActionSet(Dataset):
     @property
     def classes(self)->list: return self.annotation.classes # names that labels count
 
-# %% ../../nbs/data/29_action_clips.ipynb #c431222a
+# %% ../../nbs/data/29_action_clips.ipynb #c521b89a
 def window_sample(
     self:ActionSet, # of the video
     i:int, # which video
@@ -73,10 +73,10 @@ def window_sample(
     laid,(s, e) = self.source.lay(self.videos[i]),row
     inside = in_window(segments, s, e)
     kept = inside[:,1]>inside[:,0]
-    step = laid.stride if self.form.resize else int(laid.stride)
+    step,kind = (laid.stride, torch.float64) if self.form.resize else (int(laid.stride), torch.int64)
     return dict(name=self.names[i], mask=torch.arange(self.source.window(laid))<e-s,
                 segments=torch.from_numpy(inside[kept]), labels=torch.from_numpy(labels[kept]),
-                start=torch.tensor(int(s*step)), stride=torch.tensor(step, dtype=torch.float64 if self.form.resize else None))
+                start=torch.tensor(int(s*step)), stride=torch.tensor(step, dtype=kind))
 
 ActionSet.window_sample = window_sample
 
@@ -88,7 +88,7 @@ def fingerprint(self:ActionSet)->str: # hexadecimal
 
 ActionSet.fingerprint = fingerprint
 
-# %% ../../nbs/data/29_action_clips.ipynb #0e3201a9
+# %% ../../nbs/data/29_action_clips.ipynb #7d44a84e
 class ActionClips(ActionSet):
     "A training clip per video: `self.draw(i, rng)`"
     def __init__(self,
@@ -127,7 +127,7 @@ class ActionClips(ActionSet):
         made = self.source.clip(self.videos[i], row[0], row[1]-row[0], rng)
         return {**self.window_sample(i, row, segments[kept], labels[kept]), **made}
 
-# %% ../../nbs/data/29_action_clips.ipynb #4d45489c
+# %% ../../nbs/data/29_action_clips.ipynb #987eaa9b
 def window_clock(
     laid:LaidVideo, # the video
     start:float, # first position of the window
@@ -146,7 +146,7 @@ def on_clock(
     clock = clock.to(p.device)
     return torch.lerp(clock[low.long()], clock[low.long()+1], p-low)
 
-# %% ../../nbs/data/29_action_clips.ipynb #d85d4fbf
+# %% ../../nbs/data/29_action_clips.ipynb #a68eff9d
 class ActionWindows(ActionSet):
     "The windows of test videos: `self[k]`, or `stream(i)` for all of one video"
     augmented = False
@@ -179,7 +179,7 @@ class ActionWindows(ActionSet):
     def pieces(self)->list: return [len(self.rows(i)) for i in range(len(self.names))] # windows of each video
     def __len__(self): return sum(self.pieces)
 
-# %% ../../nbs/data/29_action_clips.ipynb #9c15172c
+# %% ../../nbs/data/29_action_clips.ipynb #3c0d38eb
 def sample(self:ActionWindows,
     i:int, # which video
     row, # (start, end) in positions
@@ -202,7 +202,13 @@ def stream(self:ActionWindows,
     rows = self.rows(i)
     for row,made in zip(rows.tolist(), self.source.stream(self.videos[i], rows)): yield self.sample(i, row, made)
 
-def item(self:ActionWindows, k)->dict: # window `k` of all, read by itself
+ActionWindows.sample,ActionWindows.stream = sample,stream
+
+# %% ../../nbs/data/29_action_clips.ipynb #ef68035b
+def item(self:ActionWindows,
+    k:int, # which of all windows
+)->dict: # a sample
+    "A window read by itself"
     if not 0<=k<len(self):
         raise IndexError(f'window {k} of {len(self)}')
     ends = np.cumsum(self.pieces)
@@ -210,9 +216,9 @@ def item(self:ActionWindows, k)->dict: # window `k` of all, read by itself
     row = self.rows(i)[k-ends[i]].tolist()
     return self.sample(i, row, self.source.clip(self.videos[i], row[0], row[1]-row[0]))
 
-ActionWindows.sample,ActionWindows.stream,ActionWindows.__getitem__ = sample,stream,item
+ActionWindows.__getitem__ = item
 
-# %% ../../nbs/data/29_action_clips.ipynb #1a24f9e6
+# %% ../../nbs/data/29_action_clips.ipynb #84eece1f
 RAGGED = ('name', 'segments', 'labels', 'colour')
 
 def collate(

@@ -7,7 +7,7 @@ __all__ = ['LENGTHS', 'TEXT_FILE', 'HEADINGS', 'WrittenEvent', 'WrittenVideo', '
            'json_video', 'json_videos', 'text_lines', 'text_videos', 'csv_columns', 'csv_facts', 'csv_videos',
            'form_of', 'written_videos']
 
-# %% ../../nbs/data/30_action_forms.ipynb #58e24539
+# %% ../../nbs/data/30_action_forms.ipynb #eb43ff0f
 import csv
 import io
 import re
@@ -21,7 +21,7 @@ from ..core import read_json
 from ..core import read_text
 from .annotation import video_name
 
-# %% ../../nbs/data/30_action_forms.ipynb #dd745c69
+# %% ../../nbs/data/30_action_forms.ipynb #55f684e2
 @dataclass
 class WrittenEvent:
     "An event as an annotation has it"
@@ -42,7 +42,7 @@ class WrittenVideo:
     fps:float|None = None # frames per second
     events:list = field(default_factory=list) # `WrittenEvent`s in the order of the file
 
-# %% ../../nbs/data/30_action_forms.ipynb #8ed14e54
+# %% ../../nbs/data/30_action_forms.ipynb #1250f49c
 def number_of(
     value, # what was found: a number, or text that is one
     where:str, # file, video and field, for the message
@@ -69,7 +69,7 @@ def whole_of(
         raise DataError(f'{where}: must be a whole number, found {value!r:.60}')
     return int(res)
 
-# %% ../../nbs/data/30_action_forms.ipynb #973f4609
+# %% ../../nbs/data/30_action_forms.ipynb #a1f8dbfc
 LENGTHS = dict(duration=('duration', 'duration_second'), frames=('frame', 'frames', 'duration_frame'), fps=('fps',))
 
 def json_event(
@@ -89,6 +89,7 @@ def json_event(
     start,end = (number_of(v, f'{where}, segment') for v in segment)
     return WrittenEvent(label.strip(), start, end, number, where)
 
+# %% ../../nbs/data/30_action_forms.ipynb #5936e036
 def json_video(
     name:str, # its key
     item, # what stands there
@@ -109,7 +110,7 @@ def json_video(
     res.events = [json_event(a, f'{where}, annotations[{j}]') for j,a in enumerate(item['annotations'])]
     return res
 
-# %% ../../nbs/data/30_action_forms.ipynb #222ffb7b
+# %% ../../nbs/data/30_action_forms.ipynb #83164e9b
 def json_videos(
     path, # JSON file
 )->list: # `WrittenVideo`s in the order of the file
@@ -121,7 +122,7 @@ def json_videos(
                         f'found {data!r:.80}')
     return [json_video(k, v, path) for k,v in held.items()]
 
-# %% ../../nbs/data/30_action_forms.ipynb #bd1eb883
+# %% ../../nbs/data/30_action_forms.ipynb #b2a3063d
 TEXT_FILE = re.compile(r'(.+)_(val|validation|test)\.txt', re.I)
 
 def text_lines(
@@ -153,7 +154,7 @@ def text_videos(
             v.events.append(WrittenEvent(m[1], start, end, None, where))
     return list(res.values())
 
-# %% ../../nbs/data/30_action_forms.ipynb #70af578b
+# %% ../../nbs/data/30_action_forms.ipynb #0408e8ee
 HEADINGS = dict(name=('video', 'video_name', 'video-name', 'videoname', 'name', 'file', 'filename', 'video_id'),
                 label=('label', 'class', 'action', 'type', 'label_name'),
                 start=('start', 't_start', 't-start', 'begin', 'starttime', 'start_time'),
@@ -169,12 +170,13 @@ def csv_columns(
     held = {str(n).strip().lower(): n for n in names or []}
     res = {f: held[k] for f,keys in HEADINGS.items() if (k := next((k for k in keys if k in held), None))}
     if lost := [f for f in ('name', 'label', 'start', 'end') if f not in res]:
-        ways = {f: ' or '.join(HEADINGS[f][:3]) for f in lost}
-        raise DataError(f"{path}: has no column for {', '.join(lost)}, only {', '.join(map(str, names or [])) or 'none'}; "
-                        f"the first line must name them ({'; '.join(f'{f}: {w}' for f,w in ways.items())})")
+        ways = '; '.join(f"{f}: {' or '.join(HEADINGS[f][:3])}" for f in lost)
+        there = ', '.join(map(str, names or [])) or 'none'
+        raise DataError(f"{path}: has no column for {', '.join(lost)}, only {there}; the first line must name them "
+                        f'({ways})')
     return res
 
-# %% ../../nbs/data/30_action_forms.ipynb #943f88a0
+# %% ../../nbs/data/30_action_forms.ipynb #a32d983d
 def csv_facts(
     video:WrittenVideo, # filled in place
     row:dict, # field → text of one line
@@ -210,7 +212,7 @@ def csv_videos(
         v.events.append(WrittenEvent(label, start, end, None, where))
     return list(res.values())
 
-# %% ../../nbs/data/30_action_forms.ipynb #0f33f661
+# %% ../../nbs/data/30_action_forms.ipynb #4a39f2e8
 def form_of(
     path, # file or folder
 )->str: # thumos | opentad | actionformer | activitynet | csv
@@ -219,7 +221,8 @@ def form_of(
     if not read_text(path).lstrip().startswith(('{', '[')): return 'csv'
     videos = json_videos(path)
     if any(e.number is not None for v in videos for e in v.events): return 'actionformer'
-    return 'opentad' if any(v.frames for v in videos) else 'actionformer' if any(v.fps for v in videos) else 'activitynet'
+    if any(v.frames for v in videos): return 'opentad'
+    return 'actionformer' if any(v.fps for v in videos) else 'activitynet'
 
 def written_videos(
     path, # file or folder in any of the five forms

@@ -6,8 +6,9 @@
 __all__ = ['AMBIGUOUS', 'ActionVideo', 'ActionAnnotation', 'check_numbers', 'class_order', 'read_names', 'behind', 'fault_of',
            'placed', 'checked_video', 'read_actions', 'check_decoder', 'stops_early', 'annotation_table']
 
-# %% ../../nbs/data/24_actions.ipynb #ff9e8e5b
+# %% ../../nbs/data/24_actions.ipynb #d5ade5f1
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field
@@ -28,7 +29,7 @@ from .annotation import find_video
 from .annotation import find_videos
 from .annotation import video_name
 
-# %% ../../nbs/data/24_actions.ipynb #81735a60
+# %% ../../nbs/data/24_actions.ipynb #3c90abb5
 @dataclass(frozen=True)
 class ActionVideo:
     "One video and its actions"
@@ -58,7 +59,7 @@ class ActionAnnotation:
         return (f'ActionAnnotation({Path(self.source).name!r}: {len(self.videos)} videos, {n} segments, '
                 f'{len(self.classes)} classes, {len(self.dropped)} dropped)')
 
-# %% ../../nbs/data/24_actions.ipynb #3c80ae5a
+# %% ../../nbs/data/24_actions.ipynb #cd755ff6
 AMBIGUOUS = 'Ambiguous'
 
 def check_numbers(
@@ -78,11 +79,11 @@ def check_numbers(
                             f'{of[e.label]}; one label has one number')
     if len(set(of.values()))<len(of):
         number,_ = Counter(of.values()).most_common(1)[0]
-        raise DataError(f"{videos[0].where}: label_id {number} is that of {' and '.join(k for k in of if of[k]==number)}; "
-                        'give each label a number of its own')
+        both = ' and '.join(k for k in of if of[k]==number)
+        raise DataError(f'{videos[0].where}: label_id {number} is that of {both}; give each label a number of its own')
     return of
 
-# %% ../../nbs/data/24_actions.ipynb #6569e1a2
+# %% ../../nbs/data/24_actions.ipynb #d62903e9
 def class_order(
     videos:list, # `WrittenVideo`s
     classes=None, # names that are given; None: those of the file
@@ -107,7 +108,7 @@ def class_order(
                             f"{did_you_mean(label, classes)}")
     return list(classes)
 
-# %% ../../nbs/data/24_actions.ipynb #1c344ee8
+# %% ../../nbs/data/24_actions.ipynb #f4b14278
 def read_names(
     path, # JSON list, or text with a name per line, after a number perhaps ('7 BaseballPitch')
 )->list: # names in the order of the file
@@ -117,13 +118,13 @@ def read_names(
         names = read_json(path)
         if not all(isinstance(n, str) and n.strip() for n in names):
             raise DataError(f'{path}: must be a list of names, found {names!r:.80}')
-    else: names = [line.split(None, 1)[-1] if line.split()[0].isdigit() else line for line in text.splitlines() if line.strip()]
-    names = [n.strip() for n in names]
+    else: names = [re.sub(r'^\s*\d+\s+', '', line) for line in text.splitlines()]
+    names = [n.strip() for n in names if n.strip()]
     if not names:
         raise DataError(f'{path}: holds no name')
     return names
 
-# %% ../../nbs/data/24_actions.ipynb #396cf497
+# %% ../../nbs/data/24_actions.ipynb #4e09162e
 def behind(
     duration:float, # in seconds
     fps:float|None=None, # frames per second, where known
@@ -144,7 +145,7 @@ def fault_of(
     if e.start>=duration: return f'{said} starts behind the end of the video at {duration:g} s'
     return f'{said} ends behind the end of the video at {duration:g} s' if e.end>duration+behind(duration, fps) else ''
 
-# %% ../../nbs/data/24_actions.ipynb #0c4ceee1
+# %% ../../nbs/data/24_actions.ipynb #69d2e5de
 def placed(
     e:WrittenEvent, # one segment
     v:WrittenVideo, # its video
@@ -173,7 +174,7 @@ def checked_video(
         events.append(res)
     return ActionVideo(v.name, v.subset, v.duration, v.frames, v.fps, tuple(events)), dropped, notes
 
-# %% ../../nbs/data/24_actions.ipynb #1d24eaa3
+# %% ../../nbs/data/24_actions.ipynb #0783e765
 def read_actions(
     path, # file or folder, in any form of `data.action_forms`
     classes=None, # names in the order that a model counts them, or a file of them; None: those of the file
@@ -200,7 +201,7 @@ def read_actions(
         res.notes += notes
     return res
 
-# %% ../../nbs/data/24_actions.ipynb #21a93444
+# %% ../../nbs/data/24_actions.ipynb #8a96aa2f
 @patch
 def subset(self:ActionAnnotation,
     name:str, # as the file writes it
@@ -213,10 +214,11 @@ def subset(self:ActionAnnotation,
         near = did_you_mean(name, {v.subset for v in self.videos.values()})
         raise DataError(f"{self.source}: the subset '{name}' holds no video; there are: {there}{near}")
     if truth and not any(v.events for v in res.values()):
-        raise DataError(f"{self.source}: the {len(res)} videos of subset '{name}' hold no segment, so there is nothing to "
-                        f'find in them; there are: {there}')
+        raise DataError(f"{self.source}: the {len(res)} videos of subset '{name}' hold no segment, so there is nothing "
+                        f'to find in them; there are: {there}')
     return res
 
+# %% ../../nbs/data/24_actions.ipynb #ee57f91d
 @patch
 def truth(self:ActionAnnotation,
     names=None, # of videos; None: all
@@ -232,7 +234,7 @@ def ambiguous(self:ActionAnnotation)->dict: # video → list of (start, end) in 
         if why=='Ambiguous': res.setdefault(name, []).append(event[1:])
     return res
 
-# %% ../../nbs/data/24_actions.ipynb #23713871
+# %% ../../nbs/data/24_actions.ipynb #73b7a321
 @patch
 def locate(self:ActionAnnotation,
     names, # of videos
@@ -261,7 +263,7 @@ def save(self:ActionAnnotation,
         return {**{k: x for k,x in facts.items() if x is not None}, 'annotations': events}
     return write_json(path, dict(database={k: video(v) for k,v in self.videos.items()}))
 
-# %% ../../nbs/data/24_actions.ipynb #5c828323
+# %% ../../nbs/data/24_actions.ipynb #92014aa8
 def check_decoder(
     video:ActionVideo, # as annotated
     path, # the file, for messages
@@ -282,11 +284,11 @@ def check_decoder(
     late = [e for e in video.events if e[1]>=seconds or e[2]>seconds+behind(seconds, fps)]
     if late:
         label,s,e = late[0]
-        raise DataError(f"{video.name}: '{label}' from {s:g} to {e:g} s lies behind the end of {path}, which has {frames} "
-                        f'frames and {seconds:.2f} s; correct the segment, or use the video that was annotated')
+        raise DataError(f"{video.name}: '{label}' from {s:g} to {e:g} s lies behind the end of {path}, which has "
+                        f'{frames} frames and {seconds:.2f} s; correct the segment, or use the annotated video')
     return notes
 
-# %% ../../nbs/data/24_actions.ipynb #2628056c
+# %% ../../nbs/data/24_actions.ipynb #59b9829c
 def stops_early(
     video:ActionVideo, # as annotated
     path, # the file
@@ -303,7 +305,7 @@ def stops_early(
     said = f"; {', '.join(lost)} lies behind frame {frames}, at {end:.2f} s" if lost else '; no segment is lost'
     return DataError(f'{video.name}: {error}{said}')
 
-# %% ../../nbs/data/24_actions.ipynb #ac3be37b
+# %% ../../nbs/data/24_actions.ipynb #5cc27689
 def annotation_table(
     a:ActionAnnotation, # what was read
 )->str: # Markdown

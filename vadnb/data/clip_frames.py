@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['covering', 'centre_box', 'VideoSource', 'laid']
 
-# %% ../../nbs/data/32_clip_frames.ipynb #6e28841c
+# %% ../../nbs/data/32_clip_frames.ipynb #039f25dd
 from dataclasses import asdict
 from itertools import chain
 from itertools import islice
@@ -27,7 +27,7 @@ from .time_grid import clock_of
 from .time_grid import frame_indices
 from .video import VideoReader
 
-# %% ../../nbs/data/32_clip_frames.ipynb #fbf99ca5
+# %% ../../nbs/data/32_clip_frames.ipynb #8ddb626b
 def covering(
     size:tuple, # (height, width) of the source
     wanted:tuple, # (height, width) to be covered
@@ -43,7 +43,7 @@ def centre_box(
     "The middle of a frame"
     return (size[0]-wanted[0])//2, (size[1]-wanted[1])//2, *wanted
 
-# %% ../../nbs/data/32_clip_frames.ipynb #656609c8
+# %% ../../nbs/data/32_clip_frames.ipynb #3e6fd361
 class VideoSource:
     "Clips out of video files: `lay` a video, read one `clip`, `stream` all windows"
     key = 'frames'
@@ -80,7 +80,7 @@ class VideoSource:
             self.laid[video.name] = laid(self.form, clock, notes, video.name, self.least)
         return self.laid[video.name]
 
-# %% ../../nbs/data/32_clip_frames.ipynb #c96c690b
+# %% ../../nbs/data/32_clip_frames.ipynb #7f5f0029
 def laid(
     form:ClipForm, # of a clip
     clock, # `VideoClock` of the video
@@ -97,7 +97,7 @@ def laid(
                         'Leave the video out, or lower the stride')
     return LaidVideo(clock, form.window if form.resize else -(-n//form.stride), stride, notes=notes)
 
-# %% ../../nbs/data/32_clip_frames.ipynb #cbbd4456
+# %% ../../nbs/data/32_clip_frames.ipynb #5f0eebc6
 @patch
 def shrunk(self:VideoSource,
     video:ActionVideo, # of an annotation
@@ -135,7 +135,7 @@ def clip(self:VideoSource,
         k += len(group)
     return dict(frames=out[torch.from_numpy(place)], **(dict(colour=draw.colour) if drawing else {}))
 
-# %% ../../nbs/data/32_clip_frames.ipynb #c8a12c09
+# %% ../../nbs/data/32_clip_frames.ipynb #a3d43cde
 @patch
 def stream(self:VideoSource,
     video:ActionVideo, # of an annotation

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PIECE', 'FRAMES', 'short_size', 'piece_indices', 'pieces_of', 'DecodeCache']
 
-# %% ../../nbs/data/26_decode_cache.ipynb #78820bed
+# %% ../../nbs/data/26_decode_cache.ipynb #8cd9a331
 from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import ConfigError
+from ..core import VideoError
 from .shards import NoPlace
 from .shards import Rows
 from .shards import Shard
@@ -22,7 +23,7 @@ from .store import Wanted
 from .store import amount
 from .video import VideoReader
 
-# %% ../../nbs/data/26_decode_cache.ipynb #753b3deb
+# %% ../../nbs/data/26_decode_cache.ipynb #5cf463cd
 PIECE = 32 # frames in a row of the store
 
 def short_size(
@@ -41,9 +42,15 @@ def piece_indices(
     "The source frames of a piece"
     return np.minimum(np.arange(piece*PIECE, (piece+1)*PIECE)*step, (frames-1)//step*step)
 
-def pieces_of(frames:int, step:int)->int: return -(-frames//(step*PIECE)) # pieces of a video
+# %% ../../nbs/data/26_decode_cache.ipynb #4881cb5f
+def pieces_of(
+    frames:int, # source frames of the video
+    step:int, # source frames from one kept frame to the next
+)->int: # pieces that hold them
+    "Rows of the store for a video"
+    return -(-frames//(step*PIECE))
 
-# %% ../../nbs/data/26_decode_cache.ipynb #6268c838
+# %% ../../nbs/data/26_decode_cache.ipynb #56351be3
 FRAMES = Words('decode cache', 'vadnb-frames-1', 'video', 'cache_folder', 'cache_gb', 'cache',
                'use a cache_folder on a larger disk, or none')
 
@@ -74,18 +81,19 @@ class DecodeCache:
         paths, # video files, the most wanted ones first
     )->set: # those that are kept
         "Which videos the limit has room for; the others are decoded each time"
-        self.chosen,used,total = set(),0,0
-        for p in map(Path, paths):
+        paths = [Path(p) for p in paths]
+        self.chosen,used,total,count = set(),0,0,len(paths)
+        for p in paths:
             try: needs = self.bytes_of(VideoReader(p)) if p.is_file() else 0
             # whoever reads it will say what is wrong with it
-            except Exception: continue
+            except VideoError: continue
             total += needs
             if needs and used+needs<=self.limit: self.chosen.add(p); used += needs
         rest = '' if used==total else f'; the others are decoded each time, cache_gb {total/1e9:.3g} would hold all'
-        self.say(f'decode cache: {len(self.chosen)} of {len(list(paths))} videos, {amount(used)}, in {self.folder}{rest}')
+        self.say(f'decode cache: {len(self.chosen)} of {count} videos, {amount(used)}, in {self.folder}{rest}')
         return self.chosen
 
-# %% ../../nbs/data/26_decode_cache.ipynb #e33a53b1
+# %% ../../nbs/data/26_decode_cache.ipynb #ce308771
 @patch
 def wanted(self:DecodeCache,
     path:Path, # video file
@@ -118,7 +126,7 @@ def rows(self:DecodeCache,
             self.held[path] = None
     return self.held[path]
 
-# %% ../../nbs/data/26_decode_cache.ipynb #3efb6890
+# %% ../../nbs/data/26_decode_cache.ipynb #3b702a8f
 @patch
 def frames(self:DecodeCache,
     path, # video file

@@ -19,7 +19,7 @@ from .time_grid import ClipForm
 from .time_grid import LaidVideo
 from .time_grid import even_clock
 
-# %% ../../nbs/data/28_features.ipynb #138a6b1b
+# %% ../../nbs/data/28_features.ipynb #4e05b577
 NAMES = ('feats', 'features', 'feature', 'x', 'arr_0')
 SUFFIXES = ('.npy', '.npz', '.pt', '.pth')
 
@@ -32,7 +32,8 @@ def chosen(
     if len(names)==1: return held[names[0]]
     for n in NAMES:
         if n in names: return held[n]
-    raise DataError(f"{path}: holds {', '.join(map(str, names)) or 'nothing'}; keep one array in it, or call it features")
+    there = ', '.join(map(str, names)) or 'nothing'
+    raise DataError(f'{path}: holds {there}; keep one array in it, or call it features')
 
 def raw_features(
     path, # npy, npz, pt or pth file
@@ -72,7 +73,8 @@ def time_first(
     path, # for the message
 )->Tensor: # (T, C) float32
     "Features in float32, time first; NaN and infinity are refused"
-    x = torch.as_tensor(np.asarray(x)).float()
+    # a copy: a mapped file must not be written to
+    x = x.float() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, np.float32))
     if not x.isfinite().all():
         raise DataError(f'{path}: holds NaN or infinity; compute its features again')
     return x.T.contiguous() if layout=='CT' else x.contiguous()
@@ -148,7 +150,7 @@ def lay(self:FeatureSource,
     self.laid[video.name] = res
     return res
 
-# %% ../../nbs/data/28_features.ipynb #bf43ca1d
+# %% ../../nbs/data/28_features.ipynb #686065ab
 @patch
 def clip(self:FeatureSource,
     video:ActionVideo, # of an annotation
@@ -157,20 +159,30 @@ def clip(self:FeatureSource,
     rng=None, # of no meaning: features are not augmented
 )->dict: # features (C, window) float32
     "The features of a clip"
-    laid,x = self.lay(video),self.read(video).T
+    return self.cut(self.read(video), self.window(self.lay(video)), start, length)
+
+@patch
+def cut(self:FeatureSource,
+    x:Tensor, # (T, C), all of a video
+    window:int, # positions of the result
+    start:int, # first position
+    length:int|None, # positions with something in them; None: the whole window
+)->dict: # features (C, window) float32
+    "A part of the features, channels first, filled up with zeros"
     if self.form.resize:
-        return dict(features=F.interpolate(x[None], size=self.form.window, mode='linear', align_corners=False)[0])
-    window = self.window(laid)
-    part = x[:, start:start+(window if length is None else length)]
+        return dict(features=F.interpolate(x.T[None], size=window, mode='linear', align_corners=False)[0])
+    part = x[start:start+(window if length is None else length)].T
     return dict(features=F.pad(part, (0, window-part.shape[1])))
 
+# %% ../../nbs/data/28_features.ipynb #21b2dbd4
 @patch
 def stream(self:FeatureSource,
     video:ActionVideo, # of an annotation
     rows:np.ndarray, # (k, 2) half-open windows in positions
 ): # generator of dicts with features (C, window)
     "The windows of a video one after the other"
-    for s,e in rows.tolist(): yield self.clip(video, s, e-s)
+    x,window = self.read(video),self.window(self.lay(video))
+    for s,e in rows.tolist(): yield self.cut(x, window, s, e-s)
 
 @patch(cls_method=True)
 def below(cls:FeatureSource,

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['VideoClock', 'clock_of', 'even_clock', 'clip_words', 'positions_of', 'ClipForm', 'frame_indices', 'LaidVideo']
 
-# %% ../../nbs/data/31_time_grid.ipynb #58f4c3c4
+# %% ../../nbs/data/31_time_grid.ipynb #f8313070
 from dataclasses import dataclass
 import numpy as np
 from ..core import ConfigError
 from ..core import DataError
 
-# %% ../../nbs/data/31_time_grid.ipynb #563650cb
+# %% ../../nbs/data/31_time_grid.ipynb #61f03a00
 @dataclass(frozen=True)
 class VideoClock:
     "When each frame of a video appears"
@@ -36,7 +36,7 @@ class VideoClock:
         "The time of a position"
         return np.interp(position, np.arange(len(self.times)), self.times)
 
-# %% ../../nbs/data/31_time_grid.ipynb #2e45a3ab
+# %% ../../nbs/data/31_time_grid.ipynb #a5d6016a
 def clock_of(
     reader, # a `VideoReader`
 )->VideoClock:
@@ -54,7 +54,7 @@ def even_clock(
     "The clock of a video whose frames last equally long"
     return VideoClock(np.arange(frames+1)/fps)
 
-# %% ../../nbs/data/31_time_grid.ipynb #d21c1718
+# %% ../../nbs/data/31_time_grid.ipynb #dfc68c86
 def clip_words(
     window:int, # positions
     frames_per_position:int=1, # frames that each of them sees
@@ -71,10 +71,10 @@ def clip_words(
     step = chunk//np.gcd(chunk, frames_per_position)
     below = window//step*step
     near = f'{below} or {below+step}' if below else f'{step}'
-    raise ConfigError(f'window: {window} positions x {frames_per_position} frames = {n} frames, which chunks of {chunk} do '
-                      f'not fill; the nearest windows that work are {near}')
+    raise ConfigError(f'window: {window} positions x {frames_per_position} frames = {n} frames, which chunks of '
+                      f'{chunk} do not fill; the nearest windows that work are {near}')
 
-# %% ../../nbs/data/31_time_grid.ipynb #e33c77d3
+# %% ../../nbs/data/31_time_grid.ipynb #9b0d234c
 def positions_of(
     frames:int, # source frames
     stride:int, # source frames from one position to the next
@@ -82,7 +82,7 @@ def positions_of(
     "Length of a video on the grid: every `stride`-th frame from the first"
     return -(-frames//stride)
 
-# %% ../../nbs/data/31_time_grid.ipynb #72687b14
+# %% ../../nbs/data/31_time_grid.ipynb #5f1d5088
 @dataclass(frozen=True)
 class ClipForm:
     "How a video is laid on a grid, and what a position sees; `ConfigError` where that cannot be"
@@ -107,7 +107,7 @@ class ClipForm:
     @property
     def frames(self)->int: return self.window*self.frames_per_position # in a clip
 
-# %% ../../nbs/data/31_time_grid.ipynb #eb2e83c7
+# %% ../../nbs/data/31_time_grid.ipynb #e482e180
 def frame_indices(
     form:ClipForm, # of the clip
     n_frames:int, # source frames of the video
@@ -122,7 +122,7 @@ def frame_indices(
     # the last position may reach beyond the last frame
     return np.minimum(res, res[res<n_frames].max(initial=0))
 
-# %% ../../nbs/data/31_time_grid.ipynb #d8d57b7a
+# %% ../../nbs/data/31_time_grid.ipynb #3595692b
 @dataclass(frozen=True)
 class LaidVideo:
     "A video on its grid"
