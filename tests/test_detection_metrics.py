@@ -196,7 +196,7 @@ def test_causes_are_all_of_the_false_alarms_and_cures_never_hurt(gold):
     assert got['map']==pytest.approx(now['map/mean'], abs=1e-12)
     assert sum(got[c]['count'] for c in CAUSES)==got['all_false_alarms']['count']
     assert got['all_misses']['count']>=got['missed']['count'] and all(got[c]['gain']>=-1e-12 for c in got if c!='map')
-    assert got['all_false_alarms']['map']<1
+    assert got['all_false_alarms']['map']>max(got[c]['map'] for c in CAUSES)
     rows = length_rows(seen, truth, (.5,))
     assert sum(r['events'] for r in rows)==now['count/events'] and len(rows)==3
 
