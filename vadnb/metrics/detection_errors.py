@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CAUSES', 'label_rows', 'length_rows', 'find_causes', 'error_causes']
 
-# %% ../../nbs/metrics/53_detection_errors.ipynb #46e6841e
+# %% ../../nbs/metrics/53_detection_errors.ipynb #af912376
 import numpy as np
 from ..core import ConfigError
 from .matching import Segments, average_precision_table, overlapping_pairs
 from .detection_tables import DetectionTables, detection_tables
 from .detection import TIOUS, checked_choices, judge
 
-# %% ../../nbs/metrics/53_detection_errors.ipynb #d244ccb0
+# %% ../../nbs/metrics/53_detection_errors.ipynb #b51c8db1
 def label_rows(
     detections:dict, truth:dict, # of `detection_map`
     tious=TIOUS, unknown:str='error', protocol:str='activitynet', # of `detection_map`
@@ -33,7 +33,7 @@ def label_rows(
                               'events': int(events[c]), 'detections': int(number[c])}
     return rows
 
-# %% ../../nbs/metrics/53_detection_errors.ipynb #e1efe4d7
+# %% ../../nbs/metrics/53_detection_errors.ipynb #7e8cdc73
 def length_rows(
     detections:dict, truth:dict, # of `detection_map`
     tious=TIOUS, unknown:str='error', protocol:str='activitynet', # of `detection_map`
@@ -50,6 +50,7 @@ def length_rows(
             |{'from': float(low), 'to': float(min(high, long.max()))}
             for low,high in zip(bounds, bounds[1:]) if ((long>low)&(long<=high)).any()]
 
+# %% ../../nbs/metrics/53_detection_errors.ipynb #3d624c8e
 def _length_row(
     t:DetectionTables, tious, # what is judged, thresholds
     taken:np.ndarray, ignored, # of `judge`
@@ -66,7 +67,7 @@ def _length_row(
     return {'events': int(event.sum()), **{f'found/{x:g}': float(v) for x,v in zip(tious, hits)},
             **{f'map/{x:g}': float(v) for x,v in zip(tious, ap)}, 'map/mean': float(ap.mean())}
 
-# %% ../../nbs/metrics/53_detection_errors.ipynb #03fe6221
+# %% ../../nbs/metrics/53_detection_errors.ipynb #8f508182
 CAUSES = ('duplicate', 'badly_placed', 'wrong_class', 'wrong_class_and_place', 'background')
 
 def _first_of_each(
@@ -95,7 +96,7 @@ def find_causes(
     seen = np.append(event[np.isin(cause, (-1, 1, 2))], -1)
     return cause, event, ~np.isin(np.arange(len(t.truth.start)), seen)
 
-# %% ../../nbs/metrics/53_detection_errors.ipynb #be1ddf7c
+# %% ../../nbs/metrics/53_detection_errors.ipynb #10b464b4
 def _cured_map(
     t:DetectionTables, # what is judged
     tiou:float, # overlap that is enough
@@ -125,7 +126,7 @@ def _cure(
     found = t.found._replace(**{k: np.where(mine, v[about], getattr(t.found, k)) for k,v in new.items()})
     return _cured_map(t, tiou, np.zeros(len(mine), bool), mine|(cause<0), found)
 
-# %% ../../nbs/metrics/53_detection_errors.ipynb #8e79b042
+# %% ../../nbs/metrics/53_detection_errors.ipynb #91e74d5f
 def error_causes(
     detections:dict, truth:dict, # of `detection_map`
     tiou:float=.5, # overlap that is enough

@@ -80,7 +80,22 @@ def _take_some(
     log[np.isneginf(now)] = -np.inf
     return taken-row, value
 
-# %% ../../nbs/metrics/48_suppression.ipynb #8b5ab586
+# %% ../../nbs/metrics/48_suppression.ipynb #52081247
+def _one_table(
+    segments:np.ndarray, log:np.ndarray, # (n, 2), logarithms of their scores, (n,) float64
+    row:np.ndarray, # which label each is of, from 0, (n,)
+)->tuple[np.ndarray,np.ndarray,np.ndarray]: # start, end and length, (3, G, R); logarithms, index of each, (G, R)
+    "A row per label, in the order of the list, filled up with nothing"
+    order,n = np.argsort(row, kind='stable'), np.bincount(row)
+    at,shape = (row[order], np.arange(len(row))-np.repeat(np.cumsum(n)-n, n)), (len(n), n.max())
+    place,value,who = np.zeros((3, *shape), segments.dtype), np.full(shape, -np.inf), np.zeros(shape, int)
+    place[0][at],place[1][at] = segments[order].T
+    # a millionth more, as the references have it, so that a segment without length has an overlap
+    place[2] = place[1]-place[0]+segments.dtype.type(1e-6)
+    value[at],who[at] = log[order],order
+    return place, value, who
+
+# %% ../../nbs/metrics/48_suppression.ipynb #13c13b40
 def _suppressed(
     segments:np.ndarray, log:np.ndarray, # of the labels of one table, (n, 2), (n,) float64
     row:np.ndarray, # which label each is of, from 0, (n,)
@@ -88,13 +103,7 @@ def _suppressed(
     cost, # see `_take_some`
 )->tuple[np.ndarray,np.ndarray]: # index and logarithm of what stays, by label and falling score
     "One table"
-    order,n = np.argsort(row, kind='stable'), np.bincount(row)
-    at = row[order], np.arange(len(row))-np.repeat(np.cumsum(n)-n, n)
-    shape = len(n), n.max()
-    place,value,who = np.zeros((3, *shape), segments.dtype), np.full(shape, -np.inf), np.zeros(shape, int)
-    place[0][at],place[1][at] = segments[order].T
-    place[2] = place[1]-place[0]+segments.dtype.type(1e-6)
-    value[at],who[at] = log[order],order
+    place,value,who = _one_table(segments, log, row)
     value[value<least] = -np.inf
     parts,done = [], 0
     while done<most and (wide := int((value>-np.inf).sum(1).max())):
@@ -161,7 +170,7 @@ def _tables(
         own = np.flatnonzero(size[label]==k)
         yield own, np.unique(label[own], return_inverse=True)[1]
 
-# %% ../../nbs/metrics/48_suppression.ipynb #d797fefd
+# %% ../../nbs/metrics/48_suppression.ipynb #b0950e11
 def soft_nms(
     segments, # start and end in any unit, (N, 2) tensor or array
     scores, # 0 or higher, (N,)
@@ -192,5 +201,5 @@ def soft_nms(
     who,score = who[order], s[who[order]]*np.exp((value[order]-log[who[order]])/unit)
     kept = x[who]
     if voting is not None and agnostic: kept = vote(kept, x, s, voting, voting_weight)
-    label = c[who]
-    return like(kept, segments), like(score, scores), torch.from_numpy(label) if isinstance(labels, torch.Tensor) else label
+    label = torch.from_numpy(c[who]) if isinstance(labels, torch.Tensor) else c[who]
+    return like(kept, segments), like(score, scores), label
