@@ -111,7 +111,7 @@ def rows(rounds=3):
     assert np.allclose([got[0][f'map/{t:g}'] for t in TIOUS], want), 'both must find the same'
     how = 'data frames' if frames else 'lists (pandas is not installed, which is some ten times slower)'
     yield dict(work=f'mAP, {FOUND} detections at {len(TIOUS)} tIoU, recall and baselines included, against a walk over {how}',
-               ratio=median(times[1:])/slow, limit=.01 if frames else .1, detail=dict(vadnb_ms=round(median(times[1:])*1e3, 1), walk_s=round(slow, 2), pandas=frames))
+               ratio=median(times[1:])/slow, limit=.01 if frames else .15, detail=dict(vadnb_ms=round(median(times[1:])*1e3, 1), walk_s=round(slow, 2), pandas=frames))
     many = {f'{v}-{k}': own for k in range(16) for v,own in found.items()}, {f'{v}-{k}': own for k in range(16) for v,own in truth.items()}
     yield dict(work=f'mAP, {16*FOUND} detections at {len(TIOUS)} tIoU, CPU-seconds', seconds=median(seconds(lambda: detection_map(*many, TIOUS))[0] for _ in range(rounds)), limit=1)
     x = candidates()
