@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BASELINES', 'whole_videos', 'fixed_grid', 'perfect_video_labels']
 
-# %% ../../nbs/metrics/51_detection_baselines.ipynb #6811e1ec
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #1445ffb8
 import numpy as np
 from .matching import Segments
 from .detection_tables import DetectionTables
 
-# %% ../../nbs/metrics/51_detection_baselines.ipynb #2691a391
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #380eb9fa
 def whole_videos(
     t:DetectionTables, # what is judged
 )->tuple[Segments,np.ndarray]: # those of labels that are there, and their places among the detections of their label
@@ -18,6 +18,7 @@ def whole_videos(
     video,label = np.unique(np.stack([t.truth.video, t.truth.label]), axis=1)
     return Segments(video, label, np.zeros(len(video)), t.ends[video], -video.astype(float)), video
 
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #3254eb25
 def fixed_grid(
     t:DetectionTables, # what is judged
 )->tuple[Segments,np.ndarray]: # the pieces that touch an event, and their places among the detections of their label
@@ -36,7 +37,7 @@ def fixed_grid(
     start = piece*length[label]/2
     return Segments(video, label, start, start+length[label], -place.astype(float)), place
 
-# %% ../../nbs/metrics/51_detection_baselines.ipynb #de8ff944
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #61b32f70
 def perfect_video_labels(
     t:DetectionTables, # what is judged
 )->tuple[Segments,np.ndarray]: # detections, and their places among those of their label

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['clean_events', 'DetectionTables', 'detection_tables']
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #f85d84d4
+# %% ../../nbs/metrics/50_detection_tables.ipynb #c1ee0ef3
 import warnings
 from itertools import chain
 from operator import itemgetter
@@ -15,7 +15,7 @@ from ..core import DataError, MetricWarning
 from .matching import Segments
 from .ranking import first_names
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #cad5453c
+# %% ../../nbs/metrics/50_detection_tables.ipynb #568922a5
 def clean_events(
     events, # (label, start, end) triples of one video, in seconds
     tolerance:float=1e-3, # seconds by which both ends of two equal events may differ
@@ -31,7 +31,7 @@ def clean_events(
             kept.append((label, start, end))
     return kept, empty, double
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #d401734a
+# %% ../../nbs/metrics/50_detection_tables.ipynb #03b05092
 def _event_rows(
     truth:dict, # video -> triples
     counts:dict, # is written to
@@ -48,7 +48,7 @@ def _event_rows(
     counts |= {'events_without_length': empty, 'double_events': double}
     return res
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #ffbc01dd
+# %% ../../nbs/metrics/50_detection_tables.ipynb #07bb9e0d
 def _row_to_blame(
     detections:dict, # video -> rows
     names, # videos to look at
@@ -59,8 +59,8 @@ def _row_to_blame(
             try: good = len(row)==4 and bool(np.isfinite(np.array(row[1:], float)).all())
             except (TypeError, ValueError): good = False
             if not good:
-                raise DataError(f"detections of '{name}': a row must be (label, start, end, score) with finite numbers, "
-                                f'got {row!r}')
+                raise DataError(f"detections of '{name}': a row must be (label, start, end, score) "
+                                f'with finite numbers, got {row!r}')
 
 def _detection_columns(
     detections:dict, # video -> (label, start, end, score) rows
@@ -80,7 +80,7 @@ def _detection_columns(
     label = np.array([classes.get(row[0], -1) for row in rows], np.int64)
     return Segments(np.repeat(np.arange(len(names)), [*map(len, lists)]), label, start, end, score)
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #045cad96
+# %% ../../nbs/metrics/50_detection_tables.ipynb #5cc6a048
 def _judged_videos(
     detections:dict, # video -> rows
     known, # videos with annotation
@@ -119,7 +119,7 @@ def _tell(
     if told := [f'{n} {what}' for n,what in said if n]:
         warnings.warn('; '.join(told), MetricWarning, stacklevel=4)
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #0af8dce5
+# %% ../../nbs/metrics/50_detection_tables.ipynb #ee31b1f7
 class DetectionTables(NamedTuple):
     "Detections and truth as columns"
     found:Segments # detections by falling score, those of equal score by video, start and end
@@ -141,6 +141,7 @@ def _events_as_columns(
     video,label,start,end = np.array(rows, float).reshape(-1, 4).T
     return Segments(video.astype(int), label.astype(int), start, end)
 
+# %% ../../nbs/metrics/50_detection_tables.ipynb #7ab3aef8
 def _ends(
     names:list, # videos, in order
     durations:dict|None, # video -> seconds
@@ -155,7 +156,15 @@ def _ends(
     for c in columns: np.maximum.at(ends, c.video, c.end)
     return ends
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #0608ed9a
+# %% ../../nbs/metrics/50_detection_tables.ipynb #763011ef
+def _in_order(
+    found:Segments, # detections in any order, label -1 for one that is not judged
+)->Segments: # those that are, by falling score, video, start and end
+    "The order in which detections are taken"
+    order = np.lexsort((found.end, found.start, found.video, -found.score))
+    return Segments(*(c[order[found.label[order]>=0]] for c in found))
+
+# %% ../../nbs/metrics/50_detection_tables.ipynb #d1ee8aec
 def detection_tables(
     detections:dict, # video -> list of (label, start, end, score), in seconds
     truth:dict, # video -> list of (label, start, end), in seconds; [] for a video in which nothing happens
@@ -182,7 +191,5 @@ def detection_tables(
     silent = [n for n in names if n not in detections and events.get(n)]
     strange = {row[0] for n in names for row in detections.get(n, ())}-labels.keys() if (found.label<0).any() else ()
     _tell(counts, unknown, silent, sorted(map(str, strange)))
-    order = np.lexsort((found.end, found.start, found.video, -found.score))
-    order = order[found.label[order]>=0]
     ends = _ends(names, durations, found, true, unsure)
-    return DetectionTables(Segments(*(c[order] for c in found)), true, unsure, names, [*labels], ends, counts)
+    return DetectionTables(_in_order(found), true, unsure, names, [*labels], ends, counts)

@@ -37,6 +37,7 @@ def _places(
     labels = 1+max(s.label.max(initial=0) for s in (found, truth)) if by_label else 1
     return [s.video.astype(np.int64)*labels+(s.label if by_label else 0) for s in (found, truth)]
 
+# %% ../../nbs/metrics/41_matching.ipynb #5c85a521
 def overlapping_pairs(
     found:Segments, # detections, (n,) each; equal scores keep their order
     truth:Segments, # events, (g,) each
@@ -63,7 +64,7 @@ def overlapping_pairs(
         parts.append((detection[order], event[order], iou[order]))
     return tuple(map(np.concatenate, zip(*parts)))
 
-# %% ../../nbs/metrics/41_matching.ipynb #7ef0703c
+# %% ../../nbs/metrics/41_matching.ipynb #21c8c236
 def _take(
     detection:np.ndarray, event:np.ndarray, # pairs in the order in which they are tried, (p,) each
     events:int, # how many there are
@@ -131,7 +132,7 @@ def _in_label_order(
     first,stop = (np.searchsorted(found.label[order], labels, side) for side in ('left', 'right'))
     return [order[i:j] for i,j in zip(first, stop)]
 
-# %% ../../nbs/metrics/41_matching.ipynb #4a23208a
+# %% ../../nbs/metrics/41_matching.ipynb #3f0f0f5d
 def average_precision_table(
     hit:np.ndarray, # whether each detection is a hit at each threshold, (T, n) bool
     found:Segments, # detections, (n,) each

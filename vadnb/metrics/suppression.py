@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['METHODS', 'TINY', 'as_numbers', 'like', 'vote', 'soft_nms']
 
-# %% ../../nbs/metrics/48_suppression.ipynb #69c5b38e
+# %% ../../nbs/metrics/48_suppression.ipynb #3a4bb4aa
 import numpy as np
 import torch
 from ..core import ConfigError, DataError
 
-# %% ../../nbs/metrics/48_suppression.ipynb #0c00eb9a
+# %% ../../nbs/metrics/48_suppression.ipynb #5bd942ba
 def as_numbers(
     x, # tensor or array
     what:str, # for messages
@@ -35,7 +35,7 @@ def like(
     if isinstance(given, torch.Tensor): return torch.from_numpy(np.ascontiguousarray(x)).to(given.dtype)
     return x.astype(given.dtype) if isinstance(given, np.ndarray) and given.dtype.kind=='f' else x
 
-# %% ../../nbs/metrics/48_suppression.ipynb #c71d0fed
+# %% ../../nbs/metrics/48_suppression.ipynb #397637ca
 METHODS = ('hard', 'linear', 'gaussian', 'improved')
 TINY = 1e-300 # stands for a score of 0, so that its segment still comes last
 
@@ -50,7 +50,7 @@ def _cost(
     if method=='hard': return np.where(o>=iou, np.inf, 0)
     return np.where(o>=iou, -np.log(np.maximum(1-o.astype(float), TINY)), 0)
 
-# %% ../../nbs/metrics/48_suppression.ipynb #d12f1b3b
+# %% ../../nbs/metrics/48_suppression.ipynb #d33268f6
 def _take_some(
     place:np.ndarray, # start, end and length of the segments of each label, (3, G, R)
     log:np.ndarray, # logarithm of their scores, -inf for none, (G, R) float64; becomes what it is afterwards
@@ -62,10 +62,10 @@ def _take_some(
     now = log.astype(place.dtype)
     lost,zero,x,y = (np.zeros_like(now) for _ in range(4))
     flat,row = place.reshape(3, -1), np.arange(len(log))*log.shape[1]
-    taken,value = np.empty((n, len(log)), int), np.empty((n, len(log)))
+    taken,value,best = np.empty((n, len(log)), int), np.empty((n, len(log))), np.empty((n, len(log)))
     for k in range(n):
         i = now.argmax(1)+row
-        taken[k],value[k] = i, np.where(np.isneginf(now.take(i)), np.inf, lost.take(i))
+        taken[k],value[k],best[k] = i, lost.take(i), now.take(i)
         now.put(i, -np.inf)
         s,e,w = flat.take(i, 1)[:,:,None]
         np.minimum(end, e, out=x); np.maximum(start, s, out=y)
@@ -75,12 +75,27 @@ def _take_some(
         y -= x; x /= y
         c = cost(x, w)
         lost += c; now -= c
-    value = log.take(taken)-value
+    value = np.where(np.isneginf(best), -np.inf, log.take(taken)-value)
     log -= lost
     log[np.isneginf(now)] = -np.inf
     return taken-row, value
 
-# %% ../../nbs/metrics/48_suppression.ipynb #8b5ab586
+# %% ../../nbs/metrics/48_suppression.ipynb #f65f5589
+def _one_table(
+    segments:np.ndarray, log:np.ndarray, # (n, 2), logarithms of their scores, (n,) float64
+    row:np.ndarray, # which label each is of, from 0, (n,)
+)->tuple[np.ndarray,np.ndarray,np.ndarray]: # start, end and length, (3, G, R); logarithms, index of each, (G, R)
+    "A row per label, in the order of the list, filled up with nothing"
+    order,n = np.argsort(row, kind='stable'), np.bincount(row)
+    at,shape = (row[order], np.arange(len(row))-np.repeat(np.cumsum(n)-n, n)), (len(n), n.max())
+    place,value,who = np.zeros((3, *shape), segments.dtype), np.full(shape, -np.inf), np.zeros(shape, int)
+    place[0][at],place[1][at] = segments[order].T
+    # a millionth more, as the references have it, so that a segment without length has an overlap
+    place[2] = place[1]-place[0]+segments.dtype.type(1e-6)
+    value[at],who[at] = log[order],order
+    return place, value, who
+
+# %% ../../nbs/metrics/48_suppression.ipynb #74012235
 def _suppressed(
     segments:np.ndarray, log:np.ndarray, # of the labels of one table, (n, 2), (n,) float64
     row:np.ndarray, # which label each is of, from 0, (n,)
@@ -88,13 +103,7 @@ def _suppressed(
     cost, # see `_take_some`
 )->tuple[np.ndarray,np.ndarray]: # index and logarithm of what stays, by label and falling score
     "One table"
-    order,n = np.argsort(row, kind='stable'), np.bincount(row)
-    at = row[order], np.arange(len(row))-np.repeat(np.cumsum(n)-n, n)
-    shape = len(n), n.max()
-    place,value,who = np.zeros((3, *shape), segments.dtype), np.full(shape, -np.inf), np.zeros(shape, int)
-    place[0][at],place[1][at] = segments[order].T
-    place[2] = place[1]-place[0]+segments.dtype.type(1e-6)
-    value[at],who[at] = log[order],order
+    place,value,who = _one_table(segments, log, row)
     value[value<least] = -np.inf
     parts,done = [], 0
     while done<most and (wide := int((value>-np.inf).sum(1).max())):
@@ -109,7 +118,7 @@ def _suppressed(
     good = value>=least if least>-np.inf else value>-np.inf
     return who[good], value[good]
 
-# %% ../../nbs/metrics/48_suppression.ipynb #2c8da52d
+# %% ../../nbs/metrics/48_suppression.ipynb #874964c9
 def vote(
     kept:np.ndarray, # segments that stay, (k, 2)
     segments:np.ndarray, scores:np.ndarray, # all segments and their scores before suppression, (n, 2), (n,)
@@ -130,7 +139,7 @@ def vote(
         res[i:i+step] = np.where(total>0, weight@segments/np.where(total>0, total, 1), kept[i:i+step])
     return res
 
-# %% ../../nbs/metrics/48_suppression.ipynb #79f5d38f
+# %% ../../nbs/metrics/48_suppression.ipynb #99c5c192
 def _checked_suppression(
     segments, scores, labels, # of `soft_nms`
     method:str, sigma:float, voting_weight:str, # of `soft_nms`
@@ -161,7 +170,7 @@ def _tables(
         own = np.flatnonzero(size[label]==k)
         yield own, np.unique(label[own], return_inverse=True)[1]
 
-# %% ../../nbs/metrics/48_suppression.ipynb #d797fefd
+# %% ../../nbs/metrics/48_suppression.ipynb #418b6bc7
 def soft_nms(
     segments, # start and end in any unit, (N, 2) tensor or array
     scores, # 0 or higher, (N,)
@@ -192,5 +201,5 @@ def soft_nms(
     who,score = who[order], s[who[order]]*np.exp((value[order]-log[who[order]])/unit)
     kept = x[who]
     if voting is not None and agnostic: kept = vote(kept, x, s, voting, voting_weight)
-    label = c[who]
-    return like(kept, segments), like(score, scores), torch.from_numpy(label) if isinstance(labels, torch.Tensor) else label
+    label = torch.from_numpy(c[who]) if isinstance(labels, torch.Tensor) else c[who]
+    return like(kept, segments), like(score, scores), label
