@@ -6,7 +6,7 @@
 __all__ = ['member', 'families', 'epoch_or_step', 'family_figure', 'evaluation_rows', 'families_section', 'cure_metrics',
            'mistakes_of', 'mistakes_section']
 
-# %% ../../nbs/report/09_families.ipynb #923f9311
+# %% ../../nbs/report/09_families.ipynb #81fa21cf
 import math, re
 import numpy as np
 from ..plots import MUTED
@@ -26,7 +26,7 @@ from .run import Run
 from .run import as_number
 from .run import best_and_last
 
-# %% ../../nbs/report/09_families.ipynb #dfbee7a8
+# %% ../../nbs/report/09_families.ipynb #0216e7f2
 def member(
     key:str, # log key
 ): # (family, threshold as it is written), or None
@@ -43,7 +43,7 @@ def families(
         if at := member(key): found.setdefault(at[0], {})[at[1]] = key
     return {f: dict(sorted(own.items(), key=lambda p: float(p[0]))) for f,own in found.items() if len(own)>1}
 
-# %% ../../nbs/report/09_families.ipynb #c928409e
+# %% ../../nbs/report/09_families.ipynb #beb73ae9
 def epoch_or_step(
     row:dict, # a valid row
 )->tuple: # the word, the number
@@ -58,22 +58,25 @@ def family_figure(
     last:dict, # the other run's last valid row, {} where there is none
 ): # matplotlib Figure
     "A family over the evaluations"
+    from matplotlib.ticker import MaxNLocator
     fig = new_figure(4.6, 2.3)
     ax = quiet(fig.subplots())
     x = [epoch_or_step(r)[1] for r in rows]
     for i,(threshold,key) in enumerate(own.items()):
         y = [np.nan if (v := as_number(r.get(key))) is None else v for r in rows]
         ax.plot(x, y, 'o-', ms=2.5, lw=1.3, color='#0072b2', alpha=1-.75*i/len(own))
-        if np.isfinite(y[-1]): ax.annotate(threshold, (x[-1], y[-1]), (5, 0), textcoords='offset points', va='center',
-                                           fontsize=7, color=MUTED)
-        there = as_number(last.get(key)) if key in last else None
-        if there is not None: ax.plot([x[-1]], [there], '_', ms=11, mew=1.6, color=OTHER, zorder=3)
+        there = as_number(last[key]) if key in last else None
+        for at,right,colour in ((y[-1], 5, MUTED), (there, 24, OTHER)):
+            if at is not None and np.isfinite(at):
+                ax.annotate(threshold, (x[-1], at), (right, 0), textcoords='offset points', va='center', fontsize=7,
+                            color=colour)
     ax.set_xlabel(epoch_or_step(rows[-1])[0], labelpad=1)
-    ax.margins(x=.1)
+    ax.margins(x=.12)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     set_title(ax, name, after=' by threshold')
     return fig
 
-# %% ../../nbs/report/09_families.ipynb #1fc3b432
+# %% ../../nbs/report/09_families.ipynb #f0d6f77a
 def evaluation_rows(
     run:Run, # a run
     keys, # log keys, one per column
@@ -91,6 +94,7 @@ def evaluation_rows(
         return [f'{said} {at:g}', tag('span', ' best', class_='small') if r is chosen else None]
     return [[label(r), *(value(r, k) for k in keys)] for r in shown]
 
+# %% ../../nbs/report/09_families.ipynb #3cea4862
 def families_section(
     run:Run, # a run
     other:Run=None, # one to compare with
@@ -106,9 +110,10 @@ def families_section(
         head = ['', *own, *['mean']*bool(mean)]
         parts += [tag('h3', words(name)), tag('figure', fig, class_='wide'),
                   table(head, rows, numbers=range(1, len(head)))]
-    return section('families', 'By threshold', parts) if parts else None
+    aid = f'In vermilion at the right: the last evaluation of {other.name}.' if other else None
+    return section('families', 'By threshold', aid and tag('p', aid, class_='small'), parts) if parts else None
 
-# %% ../../nbs/report/09_families.ipynb #57b44690
+# %% ../../nbs/report/09_families.ipynb #2d3fad44
 def cure_metrics(
     causes:dict, # mistake → {'count': n, 'map': the metric after its cure}; other values are passed over
     metric:str, # its name in the log, such as map/0.5
@@ -131,7 +136,7 @@ def mistakes_of(
         res.setdefault(metric, []).append((cause, often, cured, cured-now))
     return {m: sorted(found, key=lambda f: -f[3]) for m,found in res.items()}
 
-# %% ../../nbs/report/09_families.ipynb #0f456a28
+# %% ../../nbs/report/09_families.ipynb #96327f6a
 def mistakes_section(
     run:Run, # a run
 )->Html: # the section, or None where no evaluation knows
@@ -141,7 +146,8 @@ def mistakes_section(
         top = max(max(gain for *_,gain in found), 1e-9)
         def bar(gain): return tag('span', tag('i', style=f'width:{100*max(gain, 0)/top:.1f}%'), class_='track')
         lines = [tag('li', tag('span', words(cause)), bar(gain), tag('b', f'{gain:+.3f}')) for cause,_,_,gain in found]
-        rows = [[words(cause), '–' if often is None else f'{often:,.0f}', short(cured)] for cause,often,cured,_ in found]
+        rows = [[words(cause), '–' if often is None else f'{often:,.0f}', short(cured)] for cause,often,cured,_ in
+                found]
         says = f'What {words(metric)}, {short(as_number(best[metric]))}, would gain if a mistake were never made.'
         parts += [tag('p', says), tag('ul', lines, class_='bars'),
                   table(['mistake', 'how often', f'{words(metric)} without it'], rows, numbers=(1, 2))]
