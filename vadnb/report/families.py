@@ -6,7 +6,7 @@
 __all__ = ['member', 'families', 'epoch_or_step', 'family_figure', 'evaluation_rows', 'families_section', 'cure_metrics',
            'mistakes_of', 'mistakes_section']
 
-# %% ../../nbs/report/09_families.ipynb #81fa21cf
+# %% ../../nbs/report/09_families.ipynb #923f9311
 import math, re
 import numpy as np
 from ..plots import MUTED
@@ -26,7 +26,7 @@ from .run import Run
 from .run import as_number
 from .run import best_and_last
 
-# %% ../../nbs/report/09_families.ipynb #0216e7f2
+# %% ../../nbs/report/09_families.ipynb #dfbee7a8
 def member(
     key:str, # log key
 ): # (family, threshold as it is written), or None
@@ -43,7 +43,7 @@ def families(
         if at := member(key): found.setdefault(at[0], {})[at[1]] = key
     return {f: dict(sorted(own.items(), key=lambda p: float(p[0]))) for f,own in found.items() if len(own)>1}
 
-# %% ../../nbs/report/09_families.ipynb #beb73ae9
+# %% ../../nbs/report/09_families.ipynb #27d7ee18
 def epoch_or_step(
     row:dict, # a valid row
 )->tuple: # the word, the number
@@ -71,12 +71,14 @@ def family_figure(
                 ax.annotate(threshold, (x[-1], at), (right, 0), textcoords='offset points', va='center', fontsize=7,
                             color=colour)
     ax.set_xlabel(epoch_or_step(rows[-1])[0], labelpad=1)
+    # words alone do not widen an axis
+    ax.update_datalim([(x[-1], v) for k in own.values() if (v := as_number(last.get(k, 'none'))) is not None])
     ax.margins(x=.12)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     set_title(ax, name, after=' by threshold')
     return fig
 
-# %% ../../nbs/report/09_families.ipynb #f0d6f77a
+# %% ../../nbs/report/09_families.ipynb #fd335a01
 def evaluation_rows(
     run:Run, # a run
     keys, # log keys, one per column
@@ -94,7 +96,7 @@ def evaluation_rows(
         return [f'{said} {at:g}', tag('span', ' best', class_='small') if r is chosen else None]
     return [[label(r), *(value(r, k) for k in keys)] for r in shown]
 
-# %% ../../nbs/report/09_families.ipynb #3cea4862
+# %% ../../nbs/report/09_families.ipynb #31acd9f8
 def families_section(
     run:Run, # a run
     other:Run=None, # one to compare with
@@ -113,7 +115,7 @@ def families_section(
     aid = f'In vermilion at the right: the last evaluation of {other.name}.' if other else None
     return section('families', 'By threshold', aid and tag('p', aid, class_='small'), parts) if parts else None
 
-# %% ../../nbs/report/09_families.ipynb #2d3fad44
+# %% ../../nbs/report/09_families.ipynb #57b44690
 def cure_metrics(
     causes:dict, # mistake → {'count': n, 'map': the metric after its cure}; other values are passed over
     metric:str, # its name in the log, such as map/0.5
@@ -136,7 +138,7 @@ def mistakes_of(
         res.setdefault(metric, []).append((cause, often, cured, cured-now))
     return {m: sorted(found, key=lambda f: -f[3]) for m,found in res.items()}
 
-# %% ../../nbs/report/09_families.ipynb #96327f6a
+# %% ../../nbs/report/09_families.ipynb #eb99d7f3
 def mistakes_section(
     run:Run, # a run
 )->Html: # the section, or None where no evaluation knows
