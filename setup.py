@@ -13,7 +13,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], license='Apache-2.0',
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], keywords=cfg['keywords'],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['vadnb*']), package_data={'vadnb': ['configs/*.yaml']},
+    packages=find_packages(include=['vadnb*']), package_data={'vadnb': ['configs/*.yaml', 'systems/*/logs/*/*']},
     python_requires=f">={cfg['min_python']}", install_requires=shlex.split(cfg['requirements']),
     extras_require={'dev': shlex.split(cfg['dev_requirements']), 'wandb': ['wandb']},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts'])},

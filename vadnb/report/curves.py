@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_TICKS', 'PANEL_TITLES', 'columns', 'Panel', 'panel_order', 'own_panels', 'panels', 'events', 'draw_events',
            'wide', 'panel_axes', 'legend', 'draw_panel', 'pick_panels', 'says', 'curves', 'describe', 'reading_aid',
-           'curves_section']
+           'alone', 'curves_section']
 
 # %% ../../nbs/report/03_curves.ipynb #e731c239
 import math
@@ -29,6 +29,9 @@ from ..plots import words
 from .page import Html
 from .page import section
 from .page import tag
+from .families import families
+from .run import CURES
+from .run import MISTAKES
 from .run import Run
 from .run import as_number
 
@@ -71,13 +74,14 @@ def own_panels(
 )->dict: # key → Panel, metrics first
     "The numbers of one run, each in the panel of its question"
     panel_of = lambda key: 'lr' if key.startswith('lr/') else key
-    measured = [k for k in valid if not k.startswith('baseline/') and k not in train]
+    measured = [k for k in valid if not k.startswith(('baseline/', CURES, MISTAKES)) and k not in train]
     found = {k: Panel(k) for k in measured + sorted({panel_of(k): None for k in train}, key=panel_order)}
     for key,(s,v) in train.items():
         name = key[3:] if key.startswith('lr/') else 'training' if key in valid else 'this run'
         found[panel_of(key)].series.append(Series(name, s, v))
     for key,(s,v) in valid.items():
         metric,_,name = key.removeprefix('baseline/').rpartition('/')
+        if key.startswith((CURES, MISTAKES)): continue
         if not key.startswith('baseline/'):
             found[key].series.append(Series('validation' if key in train else 'this run', s, v, 'valid'))
         elif metric in found: found[metric].series.append(Series(name, s, v, 'baseline'))
@@ -171,6 +175,7 @@ def legend(
 
 # %% ../../nbs/report/03_curves.ipynb #953b8fa6
 PANEL_TITLES = dict(lr='learning rate', grad_norm='gradient norm', data_wait='share of time waiting for data',
+                    peak_memory='peak memory, GiB', samples_per_second='samples per second',
                     seconds='seconds per logged interval')
 
 def draw_panel(
@@ -273,13 +278,21 @@ def reading_aid(
     return text and text[:1].upper()+text[1:]+'.'
 
 # %% ../../nbs/report/03_curves.ipynb #fd4a9c4b
+def alone(
+    found:list, # of Panel
+    rows, # log rows
+)->list: # of Panel
+    "The panels without metrics at several thresholds, which are [shown together](09_families.ipynb)"
+    together = {key for own in families(rows).values() for key in own.values()}
+    return [p for p in found if p.key not in together]
+
 def curves_section(
     run:Run, # a run
     other:Run=None, # one to compare with
     most:int=24, # panels drawn
 )->Html: # the section
     "Curves of everything that was logged"
-    found = panels(run.rows, other.rows if other else None, other.name if other else '')
+    found = alone(panels(run.rows, other.rows if other else None, other.name if other else ''), run.rows)
     if not found: return section('curves', 'Curves', tag('p', 'No loss and no metric was logged.'))
     marks,figures = events(run.rows), []
     for i,panel in enumerate(found[:most]):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ActionPrediction', 'class_lanes', 'draw_actions', 'cues', 'srt_time']
 
-# %% ../../nbs/results/18_actions.ipynb #155a42bc
+# %% ../../nbs/results/18_actions.ipynb #4c6f9904
 import csv, io
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from .video_answer import above_frames
 from .video_answer import rounded
 from .video_answer import without_frames
 
-# %% ../../nbs/results/18_actions.ipynb #20a03d6c
+# %% ../../nbs/results/18_actions.ipynb #9271db1c
 @dataclass(eq=False, repr=False)
 class ActionPrediction(VideoAnswer):
     "What happens in a video, to a model. Raises `DataError` for what does not fit together"
@@ -72,7 +72,7 @@ class ActionPrediction(VideoAnswer):
         return (f'ActionPrediction({self.name!r}, frames={len(self)}, fps={self.fps:g}, segments={len(self.scores)}, '
                 f'meant={len(self.meant())}, threshold={self.threshold:g})')
 
-# %% ../../nbs/results/18_actions.ipynb #8364ad8e
+# %% ../../nbs/results/18_actions.ipynb #908ac373
 @patch
 def check_names(self:ActionPrediction):
     "Raises `DataError` for a name, a number, times or classes that are none"
@@ -89,6 +89,7 @@ def check_names(self:ActionPrediction):
         if not ok:
             raise DataError(f'{self.name}: {says}')
 
+# %% ../../nbs/results/18_actions.ipynb #ec8aba8c
 @patch
 def check_segments(self:ActionPrediction):
     "Raises `DataError` for segments that are none, or lie outside the video by more than a frame"
@@ -105,7 +106,7 @@ def check_segments(self:ActionPrediction):
         if not ok:
             raise DataError(f'{self.name}: {says}')
 
-# %% ../../nbs/results/18_actions.ipynb #58804981
+# %% ../../nbs/results/18_actions.ipynb #ffbd9ce2
 @patch(as_prop=True)
 def boundaries(self:ActionPrediction)->np.ndarray: # seconds, (frames+1,)
     "When each frame begins, and the last one ends"
@@ -129,7 +130,7 @@ def arrange(self:ActionPrediction):
     first = np.minimum(at[:,0], self.frames-1)
     self.spans = np.stack([first, np.maximum(at[:,1], first+1)], 1)
 
-# %% ../../nbs/results/18_actions.ipynb #8c9e280f
+# %% ../../nbs/results/18_actions.ipynb #5e78b969
 @patch
 def row(self:ActionPrediction,
     i:int, # place among the segments
@@ -153,7 +154,7 @@ def surest(self:ActionPrediction,
     "The segments with the highest scores, whatever the threshold"
     return [self.row(i) for i in range(min(n, len(self.scores)))]
 
-# %% ../../nbs/results/18_actions.ipynb #08c7fc5f
+# %% ../../nbs/results/18_actions.ipynb #d82a6969
 @patch
 def result(self:ActionPrediction,
     **facts, # of the file: width, height, times, sha256, where they are known
@@ -170,7 +171,7 @@ def overlay_frames(self:ActionPrediction,
     "Name what happens below each frame. Raises `DataError` when there are more or fewer frames than predicted"
     return played_again(self.result(), frames)
 
-# %% ../../nbs/results/18_actions.ipynb #2fc32103
+# %% ../../nbs/results/18_actions.ipynb #b93061d3
 def class_lanes(
     rows, # of dicts, see `ActionPrediction.row`
 )->list: # of (label, first row, number of rows, rows in order), in order of their first segment
@@ -183,6 +184,7 @@ def class_lanes(
         top += max(at)+1
     return res
 
+# %% ../../nbs/results/18_actions.ipynb #78b867de
 def draw_actions(
     ax, # matplotlib Axes whose horizontal axis counts seconds
     rows, # of dicts, see `ActionPrediction.row`, in order of time
@@ -201,7 +203,7 @@ def draw_actions(
     ax.set_yticks([y for y,_ in ticks], [t for _,t in ticks], parse_math=False)
     ax.set_ylim(max((top+n for _,top,n,_ in class_lanes(rows)), default=1)-.5, -.5)
 
-# %% ../../nbs/results/18_actions.ipynb #b0efef4b
+# %% ../../nbs/results/18_actions.ipynb #7c8ce2f0
 @patch
 def told(self:ActionPrediction,
     most:int=5, # segments at most, where none is meant
@@ -231,7 +233,7 @@ def tall(self:ActionPrediction)->float: # inches
     "The height of the picture over time"
     return .75+.24*max(sum(n for _,_,n,_ in class_lanes(self.told()[1])), 1)
 
-# %% ../../nbs/results/18_actions.ipynb #35823576
+# %% ../../nbs/results/18_actions.ipynb #9decbcdf
 @patch
 def figure(self:ActionPrediction,
     reader=None, # the video, when it is open already
@@ -246,16 +248,17 @@ def figure(self:ActionPrediction,
     says = [f"{clock(self.boundaries[f])} {r['label']} {r['score']:.2f}" for f,r in zip(at, rows)]
     return above_frames(self.over_time, self.tall(), frames, says)
 
-# %% ../../nbs/results/18_actions.ipynb #9ae314bd
+# %% ../../nbs/results/18_actions.ipynb #eb40b05b
 @patch
 def table_rows(self:ActionPrediction)->tuple: # a sentence, and the cells of a table
     "The segments in words"
     says,rows,_ = self.told()
     if len(rows)>20:
-        says,rows = says+', the 20 surest', sorted(sorted(rows, key=lambda r: -r['score'])[:20], key=lambda r: r['seconds'])
+        surest = sorted(rows, key=lambda r: -r['score'])[:20]
+        says,rows = says+', the 20 surest', sorted(surest, key=lambda r: r['seconds'])
     return says, [[*map(clock, r['seconds']), r['label'], f"{r['score']:.3f}"] for r in rows]
 
-# %% ../../nbs/results/18_actions.ipynb #82fb29f3
+# %% ../../nbs/results/18_actions.ipynb #cd8a2dfd
 def cues(
     rows, # of dicts, see `ActionPrediction.row`
 )->list: # of (start, end, rows that hold), in seconds, one after the other
@@ -278,7 +281,7 @@ def srt(self:ActionPrediction)->str: # SubRip text, empty where nothing is meant
     return '\n'.join('\n'.join([str(i), f'{srt_time(a)} --> {srt_time(b)}', *map(says, own), ''])
                      for i,(a,b,own) in enumerate(cues(self.meant()), 1))
 
-# %% ../../nbs/results/18_actions.ipynb #16f87df6
+# %% ../../nbs/results/18_actions.ipynb #6e456b21
 @patch
 def as_json(self:ActionPrediction)->dict: # plain values
     "The prediction as `<stem>.json` holds it, rounded to six digits"
@@ -298,7 +301,7 @@ def table(self:ActionPrediction)->str: # CSV text
         rows.writerow([r['label'], *times, f"{r['score']:.6f}", int(r['score']>=self.threshold), r['start'], r['end']])
     return text.getvalue()
 
-# %% ../../nbs/results/18_actions.ipynb #4c8c2928
+# %% ../../nbs/results/18_actions.ipynb #f346f18b
 @patch
 def own_endings(self:ActionPrediction)->list: # of the files that only this kind of answer has
     "What `save` writes besides the record and the video"
@@ -316,7 +319,7 @@ def write(self:ActionPrediction,
     save_figure(figure, files[3])
     return {}
 
-# %% ../../nbs/results/18_actions.ipynb #b57e143e
+# %% ../../nbs/results/18_actions.ipynb #3e41899a
 @patch
 def summary(self:ActionPrediction)->list: # lines of text
     "What to tell a person at a terminal: the segments that are meant, or the surest where none is"

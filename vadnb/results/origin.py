@@ -24,7 +24,7 @@ def open_video(
         raise DataError(f'{path}: has {len(res)} frames, the prediction {frames}; give the video that was predicted')
     return res
 
-# %% ../../nbs/results/16_origin.ipynb #bebfd1ec
+# %% ../../nbs/results/16_origin.ipynb #1d2787fc
 def every_frame(
     frames, # iterable, consumed one at a time
     n:int, # that the result speaks of
@@ -34,7 +34,8 @@ def every_frame(
     i = -1
     for i,frame in enumerate(frames):
         if i>=n:
-            raise DataError(f'{name}: has more frames than the {n} of the prediction; give the video that was predicted')
+            raise DataError(f'{name}: has more frames than the {n} of the prediction; '
+                            'give the video that was predicted')
         yield frame
     if i+1<n:
         raise DataError(f'{name}: has {i+1} frames, the prediction {n}; give the video that was predicted')
