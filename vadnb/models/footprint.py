@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 # %% ../../nbs/models/31_footprint.ipynb #1b5a3f71
 class Footprint(TorchDispatchMode):
-    "Inside of it, counts the bytes that tensors hold: `now`, their `peak`, and a `curve` with a value after each operation"
+    "Inside of it, counts the bytes that tensors hold: `now`, their `peak`, a `curve` over the operations"
     def __init__(self):
         super().__init__()
         self.now,self.peak,self.curve,self.held = 0, 0, [], set()

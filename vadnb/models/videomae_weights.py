@@ -106,8 +106,9 @@ def find_network(
     held,source = (named_tensors(weights), 'state dict') if inside else (read_weights(weights), str(weights))
     prefix = network_prefix(held)
     if prefix is None:
-        raise CheckpointError(f'{source}: fills no block: no patch embedding of a VideoMAE ({PATCHES[0]}, or as mmaction2 '
-                              f'and transformers call it) is among its {len(held)} tensors, such as {next(iter(held), None)}')
+        raise CheckpointError(f'{source}: fills no block: no patch embedding of a VideoMAE ({PATCHES[0]}, or as '
+                              'mmaction2 and transformers call it) is among its tensors '
+                              f'({len(held)}, such as {next(iter(held), None)})')
     inner = {n: inner_name(n, prefix) for n in held}
     named = {n: official_name(i) for n,i in inner.items() if i is not None}
     tensors = joined({o: held[n] for n,o in named.items()})
@@ -156,7 +157,8 @@ class Met:
     def __str__(self):
         spare = f'; unused: {some(self.unused)}' if self.unused else ''
         missing = f'; not in the file: {some(self.missing)}' if self.missing else ''
-        return f'{self.held-len(self.unused)} of {self.held} tensors of the file met {len(self.filled)} of the network{spare}{missing}'
+        used = f'{self.held-len(self.unused)} of {self.held} tensors of the file'
+        return f'{used} met {len(self.filled)} of the network{spare}{missing}'
 
 def some(
     names:list, # of tensors
@@ -173,18 +175,19 @@ def check_network(
     "Raise `CheckpointError` where a checkpoint belongs to another network, with what to set"
     heads = published_heads(model.dim, model.depth)
     if heads not in (None, model.heads):
-        raise CheckpointError(f'{found.source}: the network of {model.dim} channels and {model.depth} blocks was trained '
-                              f'with {heads} heads, this model has {model.heads}, and no shape tells them apart; set heads to {heads}')
+        raise CheckpointError(f'{found.source}: the network of {model.dim} channels and {model.depth} blocks was '
+                              f'trained with {heads} heads, this model has {model.heads}, and no shape tells them '
+                              f'apart; set heads to {heads}')
     if found.depth!=model.depth:
-        raise CheckpointError(f'{found.source}: fills {min(found.depth, model.depth)} of {model.depth} blocks and holds '
-                              f'{found.depth}; set depth to {found.depth}, or give the weights of this size')
+        raise CheckpointError(f'{found.source}: fills {min(found.depth, model.depth)} of {model.depth} blocks and '
+                              f'holds {found.depth}; set depth to {found.depth}, or give the weights of this size')
     if model.num_classes and 'head.weight' not in found.tensors:
         raise CheckpointError(f'{found.source}: has no classifier (fc_norm, head); set num_classes to 0')
     table = found.tensors.get('pos_embed')
     if table is None: return
     if table.shape!=model.pos_embed.shape:
         raise CheckpointError(f'{found.source}: its position table has shape {tuple(table.shape)}, the model\'s '
-                              f'{tuple(model.pos_embed.shape)}; set image_size, patch_size and frames as it was trained')
+                              f'{tuple(model.pos_embed.shape)}; set image_size, patch_size and frames as in training')
     if (table.float()-model.pos_embed.float().cpu()).abs().max()>1e-2:
         raise CheckpointError(f'{found.source}: its position table is not the sine table of VideoMAE')
 
@@ -200,4 +203,5 @@ def fill_network(
     filled = {n: v for n,v in own.items() if n not in missing}
     copy_weights(filled, found.tensors, found.source)
     used = filled.keys() | {'pos_embed'}
-    return Met(found.source, list(filled), len(found.homes), [n for n,h in found.homes.items() if h not in used], missing)
+    unused = [n for n,h in found.homes.items() if h not in used]
+    return Met(found.source, list(filled), len(found.homes), unused, missing)

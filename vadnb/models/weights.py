@@ -63,7 +63,7 @@ UNDER = ('state_dict', 'model', 'module') # where training programs keep the wei
 
 def named_tensors(
     held, # what was read from a file
-    under=UNDER, # names under which they may lie, the first that is there counts; ('state_dict_ema',) for an averaged copy
+    under=UNDER, # names under which they may lie, the first there counts; ('state_dict_ema',) for an averaged copy
 )->dict: # name → tensor; empty where there are none
     "The named tensors of a checkpoint, whatever lies beside them"
     if not isinstance(held, dict): return {}
@@ -88,5 +88,6 @@ def read_weights(
     except Exception as e: raise refused(path, e) from None
     res = named_tensors(held, under)
     if not res:
-        raise CheckpointError(f'{path}: holds no named tensors; a checkpoint has them under {", ".join(under)}, or at the top')
+        raise CheckpointError(f'{path}: holds no named tensors; a checkpoint has them under {", ".join(under)}, '
+                              'or at the top')
     return res
