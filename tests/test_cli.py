@@ -434,10 +434,10 @@ def test_convert_leaves_files_alone(world, tmp_path):
     assert f'{tmp_path}/own.json: exists already' in refuse('convert', 'skeleton', world, tmp_path/'own.json')
     assert (tmp_path/'own.json').read_text()=='mine'
 
-def test_a_run_outlives_the_weights_it_started_from(world, runs, tmp_path):
+def test_a_run_outlives_the_weights_it_started_from(world, runs, tmp_path, no_page):
     from vadnb.models.clip import CLIP
     CLIP('tiny').clip.save_pretrained(tmp_path/'weights')
-    words = ['--model.pretrained', 'true', '--model.size', 'null', '--model.weights', tmp_path/'weights']
+    words = ['--model.pretrained', 'true', '--model.size', 'null', '--model.weights', tmp_path/'weights', '--data.valid_json', 'null']
     ends_well('train', *options(world, runs, 'finetuned'), *words, '--train.steps', '1')
     shutil.rmtree(tmp_path/'weights')
     assert 'no such model folder or file' in refuse('train', *options(world, runs, 'another'), *words, '--train.steps', '2')
@@ -479,16 +479,16 @@ def test_a_disk_without_room_for_the_second_part(train, runs, no_page, monkeypat
 
 def test_results_survive_a_disk_that_refuses(run, tmp_path, world, monkeypatch):
     (tmp_path/'file').write_text('in the way')
-    before,video = files(run), sorted(world.rglob('*.mp4'))[0]
+    before,video,few = files(run), sorted(world.rglob('*.mp4'))[0], ['--score.stride', '16']
     assert f'{tmp_path}/file/a.html: cannot be written' in refuse('report', '--run', run, '--out', tmp_path/'file/a.html')
-    assert f'{tmp_path}: cannot be written' in refuse('eval', '--run', run, '--out', tmp_path, warned=True)
-    assert f'{tmp_path}/file/{video.stem}.json: cannot be written' in refuse('predict', video, '--run', run, '--out', tmp_path/'file')
+    assert f'{tmp_path}: cannot be written' in refuse('eval', '--run', run, '--out', tmp_path, *few, warned=True)
+    assert f'{tmp_path}/file/{video.stem}.json: cannot be written' in refuse('predict', video, '--run', run, '--out', tmp_path/'file', *few)
     assert f'{tmp_path}/file/a.json: cannot be written' in refuse('convert', 'skeleton', world, tmp_path/'file/a.json')
     assert f'{tmp_path}/file/new: cannot be written' in refuse('train', *options(world, tmp_path/'file', 'new'))
     with small_disk(500): assert 'report.html: cannot be written (File too large); free some space' in refuse('report', '--run', run)
     def read_only(*_): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     monkeypatch.setattr(os, 'replace', read_only)
-    for words in (['eval'], ['report'], ['predict', video]): assert 'cannot be written (Read-only file system)' in refuse(*words, '--run', run, warned=True)
+    for words in (['eval', *few], ['report'], ['predict', video, *few]): assert 'cannot be written (Read-only file system)' in refuse(*words, '--run', run, warned=True)
     assert files(run)==before
 
 def test_a_log_line_is_whole_or_absent(tmp_path):
