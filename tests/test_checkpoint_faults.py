@@ -1,5 +1,5 @@
 "Kills at any moment, full and read-only disks, damaged files, and resuming from somewhere else"
-import errno, os, shutil, signal, subprocess, sys, time
+import errno, os, shutil, signal, subprocess, time
 from pathlib import Path
 import numpy as np
 import pytest

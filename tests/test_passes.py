@@ -2,7 +2,7 @@
 import functools, shlex
 from dataclasses import dataclass
 import pytest
-import line_system
+import line_system # registers itself
 from command import vadnb
 from test_processes import close, parameters, together, train
 from toy_system import Errors, StopAt, Toy, ToyConfig, ToyData, card, config, rows

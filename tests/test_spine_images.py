@@ -1,7 +1,6 @@
 "Pictures, TensorBoard's pages, calibration, frozen weights outside of checkpoints, and where a run starts from: none of it moves training"
 import json, os, shutil, signal
 from dataclasses import dataclass, fields
-from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pytest
