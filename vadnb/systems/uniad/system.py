@@ -139,8 +139,9 @@ def check_provenance(self:UniADSystem, known, where):
     "A head belongs to the features it was trained on"
     now = self.provenance()
     if known==now: return
-    none = 'of none, random weights,'
-    digests = (v.get('digest', none) if isinstance(v, dict) else 'unknown' for v in (known, now))
+    # without a file on both sides there is none to give
+    if not known.get('digest') or not now: return super(UniADSystem, self).check_provenance(known, where)
+    digests = known['digest'], now['digest']
     was,own = (f'{digest!r:.80}'.strip("'") for digest in digests)
     raise CheckpointError(f"{where}: the weights of {self.cfg.model.backbone} are not those this run was trained with "
                           f"(digest {own} instead of {was}); give the file they came from with "
