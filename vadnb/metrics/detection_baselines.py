@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BASELINES', 'whole_videos', 'fixed_grid', 'perfect_video_labels']
 
-# %% ../../nbs/metrics/51_detection_baselines.ipynb #1445ffb8
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #e5a80f9b
 import numpy as np
-from .matching import Segments
+from .matching import Segments, ranges
 from .detection_tables import DetectionTables
 
-# %% ../../nbs/metrics/51_detection_baselines.ipynb #380eb9fa
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #22175f8e
 def whole_videos(
     t:DetectionTables, # what is judged
 )->tuple[Segments,np.ndarray]: # those of labels that are there, and their places among the detections of their label
@@ -18,7 +18,7 @@ def whole_videos(
     video,label = np.unique(np.stack([t.truth.video, t.truth.label]), axis=1)
     return Segments(video, label, np.zeros(len(video)), t.ends[video], -video.astype(float)), video
 
-# %% ../../nbs/metrics/51_detection_baselines.ipynb #3254eb25
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #82ce5b6e
 def fixed_grid(
     t:DetectionTables, # what is judged
 )->tuple[Segments,np.ndarray]: # the pieces that touch an event, and their places among the detections of their label
@@ -31,13 +31,12 @@ def fixed_grid(
     stop = np.minimum(np.ceil(t.truth.end/step).astype(int), pieces[t.truth.label,t.truth.video])
     n = np.maximum(stop-first, 0)
     event = np.repeat(np.arange(len(n)), n)
-    piece = first[event]+np.arange(len(event))-np.repeat(np.cumsum(n)-n, n)
-    video,label,piece = np.unique(np.stack([t.truth.video[event], t.truth.label[event], piece]), axis=1)
+    video,label,piece = np.unique(np.stack([t.truth.video[event], t.truth.label[event], ranges(first, n)]), axis=1)
     place = before[label,video]+piece
     start = piece*length[label]/2
     return Segments(video, label, start, start+length[label], -place.astype(float)), place
 
-# %% ../../nbs/metrics/51_detection_baselines.ipynb #61b32f70
+# %% ../../nbs/metrics/51_detection_baselines.ipynb #de8ff944
 def perfect_video_labels(
     t:DetectionTables, # what is judged
 )->tuple[Segments,np.ndarray]: # detections, and their places among those of their label

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['clean_events', 'DetectionTables', 'detection_tables']
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #c1ee0ef3
+# %% ../../nbs/metrics/50_detection_tables.ipynb #f85d84d4
 import warnings
 from itertools import chain
 from operator import itemgetter
@@ -15,7 +15,7 @@ from ..core import DataError, MetricWarning
 from .matching import Segments
 from .ranking import first_names
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #568922a5
+# %% ../../nbs/metrics/50_detection_tables.ipynb #cad5453c
 def clean_events(
     events, # (label, start, end) triples of one video, in seconds
     tolerance:float=1e-3, # seconds by which both ends of two equal events may differ
@@ -31,7 +31,7 @@ def clean_events(
             kept.append((label, start, end))
     return kept, empty, double
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #03b05092
+# %% ../../nbs/metrics/50_detection_tables.ipynb #d401734a
 def _event_rows(
     truth:dict, # video -> triples
     counts:dict, # is written to
@@ -48,7 +48,7 @@ def _event_rows(
     counts |= {'events_without_length': empty, 'double_events': double}
     return res
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #07bb9e0d
+# %% ../../nbs/metrics/50_detection_tables.ipynb #891ad82a
 def _row_to_blame(
     detections:dict, # video -> rows
     names, # videos to look at
@@ -80,7 +80,7 @@ def _detection_columns(
     label = np.array([classes.get(row[0], -1) for row in rows], np.int64)
     return Segments(np.repeat(np.arange(len(names)), [*map(len, lists)]), label, start, end, score)
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #5cc6a048
+# %% ../../nbs/metrics/50_detection_tables.ipynb #045cad96
 def _judged_videos(
     detections:dict, # video -> rows
     known, # videos with annotation
@@ -119,7 +119,7 @@ def _tell(
     if told := [f'{n} {what}' for n,what in said if n]:
         warnings.warn('; '.join(told), MetricWarning, stacklevel=4)
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #ee31b1f7
+# %% ../../nbs/metrics/50_detection_tables.ipynb #6da28ff0
 class DetectionTables(NamedTuple):
     "Detections and truth as columns"
     found:Segments # detections by falling score, those of equal score by video, start and end
@@ -141,7 +141,7 @@ def _events_as_columns(
     video,label,start,end = np.array(rows, float).reshape(-1, 4).T
     return Segments(video.astype(int), label.astype(int), start, end)
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #7ab3aef8
+# %% ../../nbs/metrics/50_detection_tables.ipynb #0f6be45d
 def _ends(
     names:list, # videos, in order
     durations:dict|None, # video -> seconds
@@ -156,7 +156,7 @@ def _ends(
     for c in columns: np.maximum.at(ends, c.video, c.end)
     return ends
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #763011ef
+# %% ../../nbs/metrics/50_detection_tables.ipynb #a84de14d
 def _in_order(
     found:Segments, # detections in any order, label -1 for one that is not judged
 )->Segments: # those that are, by falling score, video, start and end
@@ -164,7 +164,7 @@ def _in_order(
     order = np.lexsort((found.end, found.start, found.video, -found.score))
     return Segments(*(c[order[found.label[order]>=0]] for c in found))
 
-# %% ../../nbs/metrics/50_detection_tables.ipynb #d1ee8aec
+# %% ../../nbs/metrics/50_detection_tables.ipynb #9f599a9c
 def detection_tables(
     detections:dict, # video -> list of (label, start, end, score), in seconds
     truth:dict, # video -> list of (label, start, end), in seconds; [] for a video in which nothing happens

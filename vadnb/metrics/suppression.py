@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['METHODS', 'TINY', 'as_numbers', 'like', 'vote', 'soft_nms']
 
-# %% ../../nbs/metrics/48_suppression.ipynb #3a4bb4aa
+# %% ../../nbs/metrics/48_suppression.ipynb #69c5b38e
 import numpy as np
 import torch
 from ..core import ConfigError, DataError
 
-# %% ../../nbs/metrics/48_suppression.ipynb #5bd942ba
+# %% ../../nbs/metrics/48_suppression.ipynb #4323f3f6
 def as_numbers(
     x, # tensor or array
     what:str, # for messages
@@ -32,10 +32,12 @@ def like(
     given, # what was given, tensor or array
 ):
     "`x` as a tensor on the CPU where one was given, in the precision that was given"
-    if isinstance(given, torch.Tensor): return torch.from_numpy(np.ascontiguousarray(x)).to(given.dtype)
+    if isinstance(given, torch.Tensor):
+        x = torch.from_numpy(np.ascontiguousarray(x))
+        return x.to(given.dtype) if given.is_floating_point() else x
     return x.astype(given.dtype) if isinstance(given, np.ndarray) and given.dtype.kind=='f' else x
 
-# %% ../../nbs/metrics/48_suppression.ipynb #397637ca
+# %% ../../nbs/metrics/48_suppression.ipynb #c71d0fed
 METHODS = ('hard', 'linear', 'gaussian', 'improved')
 TINY = 1e-300 # stands for a score of 0, so that its segment still comes last
 
@@ -50,7 +52,7 @@ def _cost(
     if method=='hard': return np.where(o>=iou, np.inf, 0)
     return np.where(o>=iou, -np.log(np.maximum(1-o.astype(float), TINY)), 0)
 
-# %% ../../nbs/metrics/48_suppression.ipynb #d33268f6
+# %% ../../nbs/metrics/48_suppression.ipynb #7613a1f3
 def _take_some(
     place:np.ndarray, # start, end and length of the segments of each label, (3, G, R)
     log:np.ndarray, # logarithm of their scores, -inf for none, (G, R) float64; becomes what it is afterwards
@@ -80,7 +82,7 @@ def _take_some(
     log[np.isneginf(now)] = -np.inf
     return taken-row, value
 
-# %% ../../nbs/metrics/48_suppression.ipynb #f65f5589
+# %% ../../nbs/metrics/48_suppression.ipynb #52081247
 def _one_table(
     segments:np.ndarray, log:np.ndarray, # (n, 2), logarithms of their scores, (n,) float64
     row:np.ndarray, # which label each is of, from 0, (n,)
@@ -95,7 +97,7 @@ def _one_table(
     value[at],who[at] = log[order],order
     return place, value, who
 
-# %% ../../nbs/metrics/48_suppression.ipynb #74012235
+# %% ../../nbs/metrics/48_suppression.ipynb #13c13b40
 def _suppressed(
     segments:np.ndarray, log:np.ndarray, # of the labels of one table, (n, 2), (n,) float64
     row:np.ndarray, # which label each is of, from 0, (n,)
@@ -118,7 +120,7 @@ def _suppressed(
     good = value>=least if least>-np.inf else value>-np.inf
     return who[good], value[good]
 
-# %% ../../nbs/metrics/48_suppression.ipynb #874964c9
+# %% ../../nbs/metrics/48_suppression.ipynb #2c8da52d
 def vote(
     kept:np.ndarray, # segments that stay, (k, 2)
     segments:np.ndarray, scores:np.ndarray, # all segments and their scores before suppression, (n, 2), (n,)
@@ -139,7 +141,7 @@ def vote(
         res[i:i+step] = np.where(total>0, weight@segments/np.where(total>0, total, 1), kept[i:i+step])
     return res
 
-# %% ../../nbs/metrics/48_suppression.ipynb #99c5c192
+# %% ../../nbs/metrics/48_suppression.ipynb #79f5d38f
 def _checked_suppression(
     segments, scores, labels, # of `soft_nms`
     method:str, sigma:float, voting_weight:str, # of `soft_nms`
@@ -170,7 +172,7 @@ def _tables(
         own = np.flatnonzero(size[label]==k)
         yield own, np.unique(label[own], return_inverse=True)[1]
 
-# %% ../../nbs/metrics/48_suppression.ipynb #418b6bc7
+# %% ../../nbs/metrics/48_suppression.ipynb #73880459
 def soft_nms(
     segments, # start and end in any unit, (N, 2) tensor or array
     scores, # 0 or higher, (N,)
@@ -201,5 +203,4 @@ def soft_nms(
     who,score = who[order], s[who[order]]*np.exp((value[order]-log[who[order]])/unit)
     kept = x[who]
     if voting is not None and agnostic: kept = vote(kept, x, s, voting, voting_weight)
-    label = torch.from_numpy(c[who]) if isinstance(labels, torch.Tensor) else c[who]
-    return like(kept, segments), like(score, scores), label
+    return like(kept, segments), like(score, scores), like(c[who], labels)
