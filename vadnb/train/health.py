@@ -142,7 +142,10 @@ class GradientsCheck(Check):
         largest = torch._foreach_norm([g for _,g in with_grad], float('inf')) if with_grad else []
         values = torch.stack(largest).tolist() if with_grad else []
         alive = {k for (k,_),v in zip(with_grad, values) if v!=0}
-        self.without = {k: self.without.get(k, 0)+1 for k,_ in named if k not in alive}
+        silent = [k for k,_ in named if k not in alive]
+        # what the batch had no use for is neither alive nor dead
+        idle = {*L.system.idle()} if silent else ()
+        self.without = {k: self.without.get(k, 0)+(k not in idle) for k in silent}
         self.report(5)
 
     def after_fit(self): self.report(3)
