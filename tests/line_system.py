@@ -62,8 +62,8 @@ class Line(System):
     def groups(self): return split_decay('slope', self.parameters(), self.cfg.optim.lr, 0.)
     def scan(self, data, split): return Errors()
     def rows(self, data): return [('slope', True, f'{self.slope.item():g}')]
-    def predict(self, source):
-        for path in sorted(Path(source).glob('*.txt')) if Path(source).is_dir() else [Path(source)]:
+    def predict(self, source, mine=list):
+        for path in mine(sorted(Path(source).glob('*.txt')) if Path(source).is_dir() else [Path(source)]):
             try: values = [float(w) for w in path.read_text().split()]
             except ValueError as e: yield DataError(f'{path}: {e}'); continue
             yield Said(path, [self.cfg.factor*self.slope.item()*v for v in values])

@@ -158,10 +158,14 @@ def test_two_processes_evaluate_and_predict_as_one(run, texts, tmp_path):
     assert vadnb('eval', '--run', run, '--out', tmp_path/'one.json')[0]==0
     (texts/'c.txt').write_text('4')
     lines = [['eval', '--run', run, '--out', tmp_path/'two.json'],
-             ['predict', *(texts/f'{k}.txt' for k in 'cab'), '--run', run, '--out', tmp_path/'out']]
+             ['predict', *(texts/f'{k}.txt' for k in 'cab'), '--run', run, '--out', tmp_path/'out'],
+             ['predict', texts, '--run', run, '--out', tmp_path/'folder']]
     assert ended(start(tmp_path/'two', commands, tmp_path, lines))==[0, 0]
     said = lambda k, rank: json.loads((tmp_path/f'said{k}.{rank}').read_text())
-    for k in (0, 1): assert (said(k, 0)[0], said(k, 1))==(0, [0, '', '']), said(k, 0)
+    for k in (0, 1, 2): assert (said(k, 0)[0], said(k, 1))==(0, [0, '', '']), said(k, 0)
     assert ', 9 numbers' in said(0, 0)[1] and read_json(tmp_path/'two.json')==read_json(tmp_path/'one.json')
     assert [l.split(':')[0] for l in said(1, 0)[1].splitlines() if not l.startswith('  ')]==['c.txt', 'a.txt', 'b.txt']
     assert sorted(p.name for p in (tmp_path/'out').iterdir())==['a.said', 'b.said', 'c.said']
+    # what one folder holds is shared out as well
+    assert [l.split(':')[0] for l in said(2, 0)[1].splitlines() if not l.startswith('  ')]==['a.txt', 'b.txt', 'c.txt']
+    assert sorted(p.name for p in (tmp_path/'folder').iterdir())==['a.said', 'b.said', 'c.said']

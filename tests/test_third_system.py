@@ -121,10 +121,10 @@ class Segmenter(System):
         return {'loss': loss, f"loss/{('day', 'night')[batch['set'][0]]}": loss} if self.cfg.slow else dict(loss=loss)
     def scan(self, data, split): return FrameAccuracy(self.target)
     @torch.no_grad()
-    def predict(self, source):
+    def predict(self, source, mine=list):
         "A video, or every video of a folder"
         source = Path(source)
-        for path in sorted(source.glob('*.mp4')) if source.is_dir() else [source]:
+        for path in mine(sorted(source.glob('*.mp4')) if source.is_dir() else [source]):
             try: yield self.say(path)
             except DataError as e: yield e
     def say(self, path):

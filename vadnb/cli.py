@@ -42,6 +42,8 @@ def run_command(
 ): # what the command gives back
     "Run one command, or print its help or its configuration"
     if '--help' in words or '-h' in words: return print(help_text(name, words), end='')
+    # an explanation needs little of what is installed, and should come at once
+    check_requirements()
     f = COMMANDS[name]
     collects = open_parameter(f)
     mine,others = part_words(words, option_names(f), bool(collects))
@@ -58,7 +60,6 @@ def run(
     if words[0]=='--version':
         from vadnb import __version__
         print(f'vadnb {__version__}'); return 0
-    check_requirements()
     name,rest = words[0], words[1:]
     if name not in COMMANDS:
         raise ConfigError(f"command line: command '{name}' is unknown (there are: "

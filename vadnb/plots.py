@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'GRID', 'SERIES', 'OTHER', 'FAULT', 'DASHES', 'THEME', 'new_figure', 'quiet', 'words', 'short',
-           'set_title', 'figure_bytes', 'save_figure', 'themed', 'inline_svg', 'thin', 'Series', 'line_style',
-           'draw_series', 'rate_curve']
+           'set_title', 'numbered_ids', 'figure_bytes', 'save_figure', 'themed', 'inline_svg', 'thin', 'Series',
+           'line_style', 'draw_series', 'rate_curve']
 
 # %% ../nbs/01_plots.ipynb #0def051a
 import math, re
@@ -84,6 +84,15 @@ def set_title(
     "Name a picture at its left"
     ax.set_title(words(name, most)+after, loc='left', fontsize=8.5, color=INK, fontweight='bold', parse_math=False)
 
+# %% ../nbs/01_plots.ipynb #5b0d1fb8
+def numbered_ids(
+    svg:bytes, # as matplotlib writes it
+)->bytes: # the same picture
+    "Ids that are digests become numbers in the order of their appearance"
+    names = {}
+    def numbered(m): return names.setdefault(m[0], b'%b%d' % (m[0][:1], len(names)))
+    return re.sub(rb'(?<=["#])[a-z][0-9a-f]{10}(?=[")])', numbered, svg)
+
 # %% ../nbs/01_plots.ipynb #2c29dcf4
 def figure_bytes(
     fig, # matplotlib Figure
@@ -100,7 +109,7 @@ def figure_bytes(
         # a browser has the glyph even where matplotlib's font does not
         warnings.filterwarnings('ignore', 'Glyph .* missing')
         fig.savefig(buffer, format=format, dpi=dpi, metadata=dated.get(format), **options)
-    return buffer.getvalue()
+    return numbered_ids(buffer.getvalue()) if format=='svg' else buffer.getvalue()
 
 def save_figure(
     fig, # matplotlib Figure

@@ -7,11 +7,10 @@ __all__ = ['train_once', 'play', 'demo_configs', 'demo']
 
 # %% ../../nbs/commands/04_demo.ipynb #de4b54ad
 import dataclasses, time
-from collections import Counter
 from pathlib import Path
 from .training import ended
 from .use import evaluate_run
-from .use import saved_results
+from .use import Prediction
 from .words import bar
 from .words import command
 from .words import quiet
@@ -43,7 +42,7 @@ def play(
     run = Path(cfg.runs)/cfg.name
     print()
     system,folder = evaluate_run(run)
-    for _,_,error in saved_results(system, folder.name, shown, run/'predictions', False, Counter()):
+    for _,_,error in Prediction(system, folder.name, run/'predictions', False).save(shown):
         if error is not None: raise error
 
 # %% ../../nbs/commands/04_demo.ipynb #1717c2b7

@@ -95,8 +95,9 @@ class System(nn.Module):
         "→ a fresh `Scan` for a pass over a split of `data`"
         raise NotImplementedError
 
-    def predict(self, source):
-        "→ results one by one, for each video or image of the source; of what is damaged its error, in its place"
+    def predict(self, source, mine=list):
+        "→ results one by one, of the videos or images that `mine` picks from the list of what the source holds; of "
+        "what is damaged its error, in its place"
         raise NotImplementedError
 
     def load_reference(self, weights):

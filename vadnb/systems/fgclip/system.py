@@ -274,11 +274,12 @@ def scan(self:FGCLIP, data, split):
 @torch.no_grad()
 def predict(self:FGCLIP,
     source, # a video, a folder of pictures, or a folder of videos
+    mine=list, # picks from the list of its videos those that are wanted
 ): # generator
     "→ a `VideoPrediction` for each video, and for one that is damaged its `DataError`"
     compare = self.prompts()
     def look(frames): return next(self.look(dict(frames=frames[None])).clips).frames
-    for path in videos_of(source):
+    for path in mine(videos_of(source)):
         try: found = predict_video(path, look, compare, self.cfg.score, self.cfg.data.size)
         except DataError as e: found = e
         yield found

@@ -224,9 +224,12 @@ def read_input(
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #9c01e848
 @patch
-def predict(self:UniADSystem, source):
-    "Score an image, or every image below a folder, one by one; in the place of a damaged one stands its `DataError`"
-    thresholds,found,n = self.thresholds(), list_inputs(source), self.cfg.score.batch_size
+def predict(self:UniADSystem,
+    source, # an image, or a folder of images
+    mine=list, # picks from the list of its images those that are wanted
+): # generator
+    "→ an `ImagePrediction` for each image, and for one that is damaged its `DataError`"
+    thresholds,found,n = self.thresholds(), mine(list_inputs(source)), self.cfg.score.batch_size
     return (p for k in range(0, len(found), n) for p in self.predict_some(found[k:k+n], thresholds))
 
 @patch
