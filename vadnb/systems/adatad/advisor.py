@@ -6,26 +6,26 @@
 __all__ = ['WINDOWS', 'PACE', 'window_words', 'never_held', 'learnable', 'Proposal', 'doubling', 'propose', 'backbone_work',
            'detector_work', 'memory_words', 'passes', 'epoch_words']
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #8a8413a3
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #2db15b47
 import math
 from dataclasses import dataclass
 import numpy as np
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #94fc6e03
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #e09249d1
 def window_words(
     window:int, # positions
-    frames_per_position:int, # sampled frames behind each
-    stride:int, # source frames from one sampled frame to the next
-    chunk:int, # sampled frames that attend to each other
+    frames_per_position:int, # frames that are looked at of each
+    stride:int, # source frames from one position to the next
+    chunk:int, # frames that attend to each other
     fps:float, # source frames per second
 )->str:
     "What the network sees at once"
     n = window*frames_per_position
     return (f'{window} positions x {frames_per_position} frame{"s" if frames_per_position>1 else ""} each = {n} frames '
-            f'= {n//chunk} chunks of {chunk}; every {stride} of the source frames is one, so a window lasts '
-            f'{n*stride/fps:.1f} s at {fps:.4g} frames per second')
+            f'= {n//chunk} chunks of {chunk}; a position every {stride} source frames, so a window lasts '
+            f'{window*stride/fps:.1f} s at {fps:.4g} frames per second')
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #ce822ac6
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #e0214276
 def never_held(
     lengths:np.ndarray, # of actions, in positions, (n,)
     window:int, # positions
@@ -35,7 +35,7 @@ def never_held(
     n = np.asarray(lengths, float)
     return int((n*overlap>window).sum()), int((n>window).sum())
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #c78c2229
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #c345e173
 def learnable(
     lengths:np.ndarray, # of actions, in positions, (n,)
     ranges:list, # (from, to) of each level, positions; level l has a place every 2**l positions
@@ -56,7 +56,7 @@ def learnable(
         found |= (inside & (half+away>=low) & (half+away<=high)).any(-1)
     return found.mean(1)
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #527f5a1f
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #273fb5c3
 WINDOWS = 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1152, 1536, 2304
 PACE = 2/15 # seconds between two frames of the clips that VideoMAE learned from
 
@@ -64,8 +64,8 @@ PACE = 2/15 # seconds between two frames of the clips that VideoMAE learned from
 class Proposal:
     "Settings that fit the lengths of actions"
     window:int # positions
-    stride:int # source frames from one sampled frame to the next
-    frames_per_position:int # sampled frames
+    stride:int # source frames from one position to the next
+    frames_per_position:int # frames that are looked at of each
     ranges:list # (from, to) per level, positions
     def words(self): # as options of the command line
         return (f'--data.window {self.window} --data.stride {self.stride} --data.frames_per_position '
@@ -79,27 +79,26 @@ def doubling(
     while edges[-1]<=longest/2: edges.append(2*edges[-1])
     return [(a, b) for a,b in zip(edges[:-1], edges[1:-1])]+[(edges[-2], 10000)]
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #029db8a2
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #774b6b22
 def propose(
     lengths:np.ndarray, # of actions, seconds, (n,)
     fps:float, # source frames per second
     longest:float, # duration of the longest video, seconds
-    chunk:int=16, # sampled frames that attend to each other
+    chunk:int=16, # frames that attend to each other
 )->Proposal:
     "Window, stride, frames per position and ranges for actions of these lengths"
     short,long,longer = np.quantile(np.asarray(lengths, float), [.05, .95, .995])
     spacing = 2**max(0, int(math.log2(max(short*fps/5, 1))))
     pace = max(1, round(PACE*fps))
-    stride = min(spacing, 2**int(math.log2(pace)))
-    frames = spacing//stride
+    frames = spacing//min(spacing, 2**int(math.log2(pace)))
     ranges = doubling(longer*fps/spacing)
     # whole chunks, and places on every level
     unit = math.lcm(2**(len(ranges)-1), chunk//math.gcd(chunk, frames))
     enough = min(max(8*long, longer), longest)*fps/spacing
     window = next((w for w in WINDOWS if w>=enough and w%unit==0), math.ceil(enough/unit)*unit)
-    return Proposal(window, stride, frames, ranges)
+    return Proposal(window, spacing, frames, ranges)
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #703ff80e
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #e27e3574
 def backbone_work(
     cfg, # `Config`
 )->float: # multiplications for one window
@@ -114,7 +113,7 @@ def backbone_work(
     chunks = cfg.data.window*cfg.data.frames_per_position//m.frames
     return chunks*(n*d*3*m.tubelet*p*p+m.value('depth')*block+adapted*adapter)
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #1273e555
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #81a46323
 def detector_work(
     cfg, # `Config`
     classes:int, # outputs of the head
@@ -130,7 +129,7 @@ def detector_work(
     towers = 2*3*d.head_channels*(c+(d.head_convs-1)*d.head_channels)
     return embed+blocks+sum(t)*(towers+3*d.head_channels*(classes+2))
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #88d92458
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #497ceef9
 def memory_words(
     cfg, # `Config`
     trained:int, # parameters that train
@@ -148,7 +147,7 @@ def memory_words(
     inputs = m.value('depth')*4*d if t.gradient_checkpointing else 0
     return kept | dict(frames=t.batch_size*frames*3*h*w*5, activations=int(tokens*(inputs+whole*inside)))
 
-# %% ../../../nbs/systems/adatad/06_advisor.ipynb #5a878738
+# %% ../../../nbs/systems/adatad/06_advisor.ipynb #53d5d42b
 def passes(
     cfg, # `Config`
 )->int: # forward passes that a training step is worth, in the backbone
@@ -168,7 +167,7 @@ def epoch_words(
     work = 2*videos*(back+3*detector_work(cfg, classes))
     times = ', '.join(f'{work/2/r:,.0f} s at {2*r/1e12:g} TFLOP/s' for r in rates)
     if cfg.features.folder: return f'{work/1e12:,.1f} TFLOP per epoch ({times}), nothing is decoded'
-    source = videos*cfg.data.window*cfg.data.frames_per_position*cfg.data.stride
+    source = videos*cfg.data.window*cfg.data.stride
     res = f'{work/1e12:,.1f} TFLOP per epoch ({times}); up to {source:,} source frames decoded'
     if not decoding: return res
     n = max(cfg.train.workers, 1)

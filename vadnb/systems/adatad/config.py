@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'SHAPE', 'RANGES', 'DATA_RULES', 'FEED_RULES', 'MODEL_RULES'
            'AdapterConfig', 'DetectorConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'is_pair', 'is_range',
            'levels', 'share', 'check_conflicts', 'check_window', 'check_patches', 'Config']
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #3f24033e
+# %% ../../../nbs/systems/adatad/00_config.ipynb #dce8374a
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Literal
@@ -16,7 +16,7 @@ from ...config import check_rules
 from ...core import ConfigError
 from ...train.system import RunConfig
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #45706674
+# %% ../../../nbs/systems/adatad/00_config.ipynb #460eb398
 @dataclass(kw_only=True)
 class DataConfig:
     "Which videos, which annotation, and which windows of them"
@@ -31,8 +31,8 @@ class DataConfig:
     test:str|None = 'validation' # subset that `vadnb eval` measures
     whole:bool = False # one window per video, squeezed or stretched to its length, as for ActivityNet
     window:int = 768 # positions that the detector sees at once
-    frames_per_position:int = 1 # sampled frames behind each position
-    stride:int = 4 # source frames from one sampled frame to the next
+    stride:int = 4 # source frames from one position to the next; of no meaning with data.whole
+    frames_per_position:int = 1 # frames that are looked at of each position
     overlap:float = 0.75 # least share of an action that lies in a training window
     length:list[float] = field(default_factory=lambda: [0.9, 1.0]) # share of a short video that a training window takes
     test_overlap:float = 0.5 # share that two test windows have in common
@@ -40,7 +40,7 @@ class DataConfig:
     short_side:int = 182 # training: frames are decoded to this before they are cropped
     test_short_side:int = 160 # testing: the same, before the middle is cut out
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #0d0c05e4
+# %% ../../../nbs/systems/adatad/00_config.ipynb #81c529b3
 @dataclass(kw_only=True)
 class CacheConfig:
     "Decoded frames on disk"
@@ -55,7 +55,7 @@ class FeatureConfig:
     channels:int = 2048 # numbers per feature
     clip:int = 16 # source frames that one feature saw: its time is the middle of them
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #a15a8c5f
+# %% ../../../nbs/systems/adatad/00_config.ipynb #247c707e
 @dataclass(kw_only=True)
 class AugmentConfig:
     "What is done to training clips"
@@ -66,7 +66,7 @@ class AugmentConfig:
     operations:int = 2 # of RandAugment's fifteen; 0: none
     jitter:list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5, 0.1]) # brightness, contrast, saturation, hue
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #d97e1efb
+# %% ../../../nbs/systems/adatad/00_config.ipynb #b666c30b
 SIZES = dict( # width, blocks, heads, patch, MLP
     S=(384, 12, 6, 16, 4.), B=(768, 12, 12, 16, 4.), L=(1024, 24, 16, 16, 4.), H=(1280, 32, 16, 16, 4.),
     g=(1408, 40, 16, 14, 48/11))
@@ -81,8 +81,8 @@ class ModelConfig:
     patch_size:int|None = None # pixels
     mlp_ratio:float|None = None # hidden width of the MLP by that of a token
     image_size:int = 224 # side that the position table was made for; resized to that of the frames
-    frames:int = 16 # sampled frames that attend to each other: a chunk
-    tubelet:int = 2 # sampled frames per token
+    frames:int = 16 # frames that attend to each other: a chunk
+    tubelet:int = 2 # frames per token
     drop_path:float = 0.1 # highest chance to leave out a block while training; rises from 0 with depth
     pretrained:bool = True # start from `weights`; false starts from random ones, on purpose
     weights:str|None = None # file of a VideoMAE, or of a whole detector that OpenTAD or ActionFormer has trained
@@ -95,7 +95,7 @@ class ModelConfig:
 
 SHAPE = 'dim', 'depth', 'heads', 'patch_size', 'mlp_ratio'
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #7d3dd51e
+# %% ../../../nbs/systems/adatad/00_config.ipynb #93683219
 @dataclass(kw_only=True)
 class AdapterConfig:
     "What is learned inside the frozen backbone"
@@ -117,11 +117,13 @@ class DetectorConfig:
     head_channels:int = 512 # width of the heads
     head_convs:int = 2 # convolutions before the last one of each head
     path_drop:float = 0.1 # chance to leave out a branch of a block while training
+    input_drop:float = 0. # share of the features' channels that are set to 0 while training
+    layer_scale:float = 1.e-4 # what branches of a block are scaled by at first
     reference:bool = False # let padding leak into valid positions, as the reference does
 
 RANGES = (0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000)
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #1a563deb
+# %% ../../../nbs/systems/adatad/00_config.ipynb #fdb0e6f0
 @dataclass(kw_only=True)
 class LossConfig:
     "Focal loss of classes and DIoU of segments"
@@ -139,7 +141,7 @@ class RateConfig:
     adapters:float = 2. # inside the backbone
     backbone:float = 0.1 # where it is not frozen
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #602a1b9b
+# %% ../../../nbs/systems/adatad/00_config.ipynb #92644af2
 @dataclass(kw_only=True)
 class ScoreConfig:
     "From places of windows to segments of a video"
@@ -163,7 +165,7 @@ class ScoreConfig:
     protocol:Literal['activitynet', 'thumos'] = 'activitynet' # interpolated AP, or the official THUMOS-14 one
     unknown:Literal['error', 'drop', 'count'] = 'error' # detections of videos that the annotation lacks
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #96fd0cd6
+# %% ../../../nbs/systems/adatad/00_config.ipynb #d87d67f6
 def is_pair(v): return len(v)==2 and min(v)>0
 def is_range(v, top=float('inf')): return len(v)==2 and 0<v[0]<=v[1]<=top
 def levels(c): return c.detector.arch[2]+1 if len(c.detector.arch)==3 else 0 # of the pyramid
@@ -175,6 +177,8 @@ DATA_RULES = [
     ('data.window', lambda c: c.data.window>=1, '1 or more'),
     ('data.frames_per_position', lambda c: c.data.frames_per_position>=1, '1 or more'),
     ('data.stride', lambda c: c.data.stride>=1, '1 or more'),
+    ('data.stride', lambda c: c.data.whole or c.data.stride%c.data.frames_per_position==0,
+        'a multiple of data.frames_per_position, whose frames share it'),
     ('data.overlap', lambda c: 0<=c.data.overlap<=1, 'between 0 and 1'),
     ('data.length', lambda c: is_range(c.data.length, 1), 'two rising shares, at most 1'),
     ('data.test_overlap', lambda c: share(c.data.test_overlap), '0 or more, and below 1'),
@@ -185,7 +189,7 @@ DATA_RULES = [
     ('data.paths', lambda c: bool(c.data.paths), 'at least one pattern'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #3b3b626e
+# %% ../../../nbs/systems/adatad/00_config.ipynb #8bcf6201
 FEED_RULES = [
     ('cache.gb', lambda c: c.cache.gb>0, 'above 0'),
     ('features.channels', lambda c: c.features.channels>=1, '1 or more'),
@@ -198,7 +202,7 @@ FEED_RULES = [
         'brightness, contrast, saturation and hue, 0 or more, hue at most 0.5'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #4914e81d
+# %% ../../../nbs/systems/adatad/00_config.ipynb #acda4ea8
 MODEL_RULES = [
     ('model.heads', lambda c: c.model.value('dim')%c.model.value('heads')==0, 'a divisor of the width of a token'),
     ('model.frames', lambda c: c.model.frames%c.model.tubelet==0, 'a multiple of model.tubelet'),
@@ -217,9 +221,11 @@ DETECTOR_RULES = [
     ('detector.attention', lambda c: len(c.detector.attention) in (1, levels(c)), 'one number, or one per level'),
     ('detector.heads', lambda c: c.detector.channels%c.detector.heads==0, 'a divisor of detector.channels'),
     ('detector.path_drop', lambda c: share(c.detector.path_drop), '0 or more, and below 1'),
+    ('detector.input_drop', lambda c: share(c.detector.input_drop), '0 or more, and below 1'),
+    ('detector.layer_scale', lambda c: c.detector.layer_scale>0, 'above 0'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #40c38555
+# %% ../../../nbs/systems/adatad/00_config.ipynb #02745651
 LOSS_RULES = [
     ('loss.normalizer', lambda c: c.loss.normalizer>0, 'above 0'),
     ('loss.momentum', lambda c: share(c.loss.momentum), '0 or more, and below 1'),
@@ -243,7 +249,7 @@ SCORE_RULES = [
 ]
 RULES = [*DATA_RULES, *FEED_RULES, *MODEL_RULES, *DETECTOR_RULES, *LOSS_RULES, *SCORE_RULES]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #64c31f21
+# %% ../../../nbs/systems/adatad/00_config.ipynb #1ae030b6
 CONFLICTS = [
     (lambda c: not c.model.pretrained and c.model.weights,
         "'model.weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them"),
@@ -269,7 +275,7 @@ def check_conflicts(
         if meet(cfg):
             raise ConfigError(says)
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #511d1a6d
+# %% ../../../nbs/systems/adatad/00_config.ipynb #b95f164f
 def check_window(
     cfg, # `Config`
 ):
@@ -291,7 +297,7 @@ def check_patches(
         raise ConfigError(f"'data.size' {h}x{w} does not divide into patches of {p}; use "
                           f"{max(1, round(h/p))*p}x{max(1, round(w/p))*p}")
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #01781949
+# %% ../../../nbs/systems/adatad/00_config.ipynb #0096aac6
 @dataclass(kw_only=True)
 class Config(RunConfig):
     "Everything that makes a run of adatad"
