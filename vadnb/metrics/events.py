@@ -9,7 +9,7 @@ __all__ = ['TIOUS', 'event_proposals', 'temporal_map']
 import warnings
 import numpy as np
 from ..core import DataError, MetricWarning, did_you_mean
-from .detection import Segments, label_average_precision
+from .matching import Segments, label_average_precision
 from .ranking import check_same_names
 
 # %% ../../nbs/metrics/45_events.ipynb #3a52deb2
