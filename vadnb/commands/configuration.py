@@ -34,7 +34,9 @@ def configuration_of(
     if given.get('config'): return given['config']
     if name!='demo': return Path(given['run'])/'config.yaml' if given.get('run') else ''
     from vadnb.systems.registry import offering
-    return f"{given.get('only') or next(iter(offering('DEMO')))}_demo"
+    demos = offering('DEMO')
+    system = given.get('only') or next(iter(demos))
+    return system in demos and demos[system].config or f'{system}_demo'
 
 def system_at_hand(
     name:str, # sub-command

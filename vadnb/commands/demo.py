@@ -58,7 +58,7 @@ def demo_configs(
     own = lambda k: ['--data_root', str(Path(folder)/demos[k].folder), '--runs', folder, '--name', f'{name}-{k}']
     # keys belong to one system: with several, the first one tells whether they are keys at all
     some = chosen[:1] if overrides else chosen
-    configs = {k: load_config(f'{k}_demo', [*own(k), *overrides], 'vadnb demo') for k in some}
+    configs = {k: load_config(demos[k].config or f'{k}_demo', [*own(k), *overrides], 'vadnb demo') for k in some}
     if overrides and chosen[1:]:
         raise ConfigError(f"command line: '{overrides[0]}' belongs to one system; add --only "
                           f"{' or --only '.join(demos)}")
@@ -70,7 +70,7 @@ def demo(
     folder:str='runs', # where worlds and runs go
     name:str='demo', # run folders are <name>-<system>
     only:str='', # one system; default: all, one after the other
-    overrides:list=(), # with --only, configuration keys of <system>_demo
+    overrides:list=(), # with --only, configuration keys of its demo
 ):
     "Make small worlds, train every system in one on the CPU, and show what it learned"
     from vadnb.systems.registry import needed_offer

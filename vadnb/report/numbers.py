@@ -18,6 +18,7 @@ from .page import tag
 from .run import Run
 from .run import as_number
 from .run import best_and_last
+from .run import caveat
 from .run import metrics
 
 # %% ../../nbs/report/04_numbers.ipynb #962aa78a
@@ -49,7 +50,8 @@ def headline(
     beside = ('The grey bars are trivial baselines, which have learned nothing.' if baselines
               else 'No trivial baseline was logged to compare it with.')
     return tag('div', tag('p', tag('b', short(value)), tag('span', f' {words(metric)} {when}'), class_='big'),
-               bars({'this run': value, **baselines}), tag('p', beside, class_='small'), class_='best')
+               bars({'this run': value, **baselines}), tag('p', caveat(best), class_='small') if caveat(best) else None,
+               tag('p', beside, class_='small'), class_='best')
 
 # %% ../../nbs/report/04_numbers.ipynb #cf2454f2
 def time_spent(
@@ -97,7 +99,8 @@ def metrics_section(
     shown = (a,) if once else (a, b)
     rows = [[marked(m), *(value(found, m) for found in shown), trivial(m)] for m in b|a]
     head = [*head[:1+len(shown)], 'trivial baselines']
-    return section('metrics', 'Metrics', table(head, rows, numbers=range(1, 1+len(shown))))
+    said = tag('p', caveat(best)) if caveat(best) else None
+    return section('metrics', 'Metrics', said, table(head, rows, numbers=range(1, 1+len(shown))))
 
 # %% ../../nbs/report/04_numbers.ipynb #7d79b7f1
 def groups_section(

@@ -86,6 +86,7 @@ class Demo:
     folder:str # the world's own folder
     noun:str # what the world is made of, in the plural
     make:Callable # (configuration, progress) → (a line about the world, paths whose results the report shows)
+    config:str='' # name or path of its configuration; '': the one that ships as <system>_demo
 
 def offer(
     name:str, # system name
