@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BackboneCheck', 'StartCheck', 'LostActionsCheck', 'ChosenHereCheck', 'levels_without_work', 'asleep']
 
-# %% ../../../nbs/systems/adatad/04_checks.ipynb #9c46aec7
+# %% ../../../nbs/systems/adatad/04_checks.ipynb #878e9438
 import torch
 from ...losses.detection import assign_targets
 from .advisor import learnable
@@ -13,7 +13,7 @@ from .advisor import never_held
 from ...train.health import Check
 from ...train.health import a_few_of
 
-# %% ../../../nbs/systems/adatad/04_checks.ipynb #7ccc9575
+# %% ../../../nbs/systems/adatad/04_checks.ipynb #fd6f8db8
 class BackboneCheck(Check):
     "A frozen backbone of random weights, or one that training has changed"
     code,what = 'backbone', 'a frozen backbone has learned before, and training leaves it as it is'
@@ -33,7 +33,7 @@ class BackboneCheck(Check):
             self.find('fault', 'frozen weights of the backbone were changed by training, so that no checkpoint holds '
                       'them; keep them out of the optimizer', key='changed')
 
-# %% ../../../nbs/systems/adatad/04_checks.ipynb #4dac795a
+# %% ../../../nbs/systems/adatad/04_checks.ipynb #e0f76891
 class StartCheck(Check):
     "Weights to start from that found no place"
     code,what = 'unused_weights', 'every tensor of the weights that training starts from has a place in the model'
@@ -43,7 +43,7 @@ class StartCheck(Check):
             self.find('note', f"{len(names)} tensors of {self.learner.cfg.model.weights} have no place in this model "
                       f"and were left out ({a_few_of(names)})", names=names)
 
-# %% ../../../nbs/systems/adatad/04_checks.ipynb #eb56e1f9
+# %% ../../../nbs/systems/adatad/04_checks.ipynb #01cd19b8
 class LostActionsCheck(Check):
     "Actions that no window holds or no level takes"
     code,what = 'lost_actions', 'windows hold the annotated actions, and levels of the pyramid take them'
@@ -61,7 +61,7 @@ class LostActionsCheck(Check):
             self.find('warning', f'{lost} of {len(lengths)} training actions lie in the range of no level and are never '
                       'learned: change detector.ranges, or data.stride', key='level')
 
-# %% ../../../nbs/systems/adatad/04_checks.ipynb #8102cba3
+# %% ../../../nbs/systems/adatad/04_checks.ipynb #208599d7
 class ChosenHereCheck(Check):
     "A checkpoint that the test set chose"
     code,what = 'chosen_on_test', 'the checkpoint is chosen on other videos than those it is measured on'
@@ -72,7 +72,7 @@ class ChosenHereCheck(Check):
                       'THUMOS-14: the best checkpoint is chosen on the test videos, so its figures are better than '
                       'those of new videos; report the last checkpoint, or keep some training videos back')
 
-# %% ../../../nbs/systems/adatad/04_checks.ipynb #1357fbfc
+# %% ../../../nbs/systems/adatad/04_checks.ipynb #d850a45a
 @torch.no_grad()
 def levels_without_work(
     seen:list, # (detector's answer, segments, labels) of the batches of a step

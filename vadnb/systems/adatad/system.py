@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['known_classes', 'make_backbone', 'make_detector', 'AdaTAD', 'digest_of']
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #cc346bcd
+# %% ../../../nbs/systems/adatad/02_system.ipynb #b22f7e85
 import hashlib
 import torch
 from fastcore.basics import patch
@@ -29,7 +29,7 @@ from .config import METRIC
 from .config import SHAPE
 from ...train.system import System
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #99ec9c94
+# %% ../../../nbs/systems/adatad/02_system.ipynb #a57ca50b
 def known_classes(
     cfg, # `Config`
     facts, # from data and system, perhaps through a card; None: the configuration has them
@@ -48,7 +48,7 @@ def known_classes(
         raise CheckpointError('facts.classes: must be a list of different names; take the card from the run again')
     return classes
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #26b7546c
+# %% ../../../nbs/systems/adatad/02_system.ipynb #385b4b6d
 def make_backbone(
     cfg, # `Config`
 ): # `VideoMAE` with random weights, or None where features take its place
@@ -71,7 +71,7 @@ def make_detector(
                         d.abs_position, d.ranges, d.head_channels, d.head_convs, d.path_drop, d.reference,
                         input_drop=d.input_drop, layer_scale=d.layer_scale)
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #13c67841
+# %% ../../../nbs/systems/adatad/02_system.ipynb #0123c690
 class AdaTAD(System):
     "Video transformer with adapters and detector; `loss` trains them, `look` uses them"
     metric,metric_mode = METRIC, 'max'
@@ -98,7 +98,7 @@ class AdaTAD(System):
         silent = levels_without_work(self.seen, self.criterion)
         return [*asleep(self), *(f'detector.rpn_head.scale.{l}.scale' for l,s in enumerate(silent) if s)]
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #506c8141
+# %% ../../../nbs/systems/adatad/02_system.ipynb #526144ae
 @patch
 def features(self:AdaTAD, batch):
     "What the detector sees, (B, channels, window)"
@@ -126,7 +126,7 @@ def loss(self:AdaTAD, batch):
         self.seen = [*self.seen[-63:], (held, segments, labels)]
     return dict(loss=found['loss'], **{'loss/cls': found['cls'], 'loss/reg': found['reg']})
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #3e9ff2d0
+# %% ../../../nbs/systems/adatad/02_system.ipynb #2a3bb1e0
 @patch
 def trained(self:AdaTAD)->tuple: # adapters, the rest of the backbone: name → parameter
     "What trains of the backbone"
@@ -145,7 +145,7 @@ def groups(self:AdaTAD):
     return [dict(name=name, params=list(ps.values()), lr=o.lr*rate, weight_decay=decay)
             for name,ps,rate,decay in rows if ps]
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #00ca54fe
+# %% ../../../nbs/systems/adatad/02_system.ipynb #415d482e
 @patch
 def frozen_weights(self:AdaTAD)->dict: # name → parameter
     "What no step may change"
@@ -165,7 +165,7 @@ def parts(self:AdaTAD):
     if not (m.frozen and m.pretrained): return res | dict(backbone=self.backbone)
     return res | dict(adapters=self.adapted()) if self.backbone.adapters else res
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #f41e4a8c
+# %% ../../../nbs/systems/adatad/02_system.ipynb #e63368d8
 def digest_of(
     named:dict, # name → tensor
 )->str: # hexadecimal
@@ -193,7 +193,7 @@ def check_provenance(self:AdaTAD, known, where):
                           f"of {f'{was!r:.80}'.strip(chr(39))}); give the file it came from with --model.weights, or "
                           'another --name')
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #0507d896
+# %% ../../../nbs/systems/adatad/02_system.ipynb #a14f267c
 @patch
 def start(self:AdaTAD,
     fresh:bool, # a run begins; else a checkpoint brings what trains
@@ -223,7 +223,7 @@ def load_reference(self:AdaTAD,
     if running: self.criterion.normalizer.fill_(float(held[running]))
     return [k for k in held if k in unused and k!=running]
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #e21ebdfd
+# %% ../../../nbs/systems/adatad/02_system.ipynb #3d95da56
 @patch
 def gradient_checkpointing(self:AdaTAD):
     "Recompute the blocks of the transformer in the backward pass"
