@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOADERS', 'EpochBatches', 'ordered', 'check_filled', 'epoch_batches', 'run_length', 'same_place', 'DrawnSamples',
            'SkippingCollate', 'start_worker', 'make_loader', 'with_plain_errors', 'kill_workers_at_exit', 'to_device',
-           'data_fingerprint', 'evaluation_batches', 'look_through']
+           'data_fingerprint', 'evaluation_batches', 'shares', 'dealt', 'as_made', 'StreamedBatches', 'look_through']
 
 # %% ../../nbs/train/48_feed.ipynb #5c07e668
 import atexit, signal, weakref
@@ -228,11 +228,64 @@ def evaluation_batches(
 ): # yields batches
     "The batches of a split that are this process's to look at"
     items,size = data.split(split), cfg.valid_batch_size or cfg.batch_size
-    n = -(-len(items)//size)
-    rows = [range(k*size, min((k+1)*size, len(items))) for k in range(n*rank//world, n*(rank+1)//world)]
-    loader = make_loader(items, data.collate, getattr(items, 'workers', cfg.workers), sampler=rows,
-                         prefetch=cfg.prefetch)
+    workers = getattr(items, 'workers', cfg.workers)
+    if hasattr(items, 'stream'):
+        held = StreamedBatches(items, shares(items.pieces, world)[rank], size, data.collate)
+        loader = make_loader(held, as_made, min(workers, len(held.order)), batch_size=None, prefetch=cfg.prefetch)
+    else:
+        n = -(-len(items)//size)
+        rows = [range(k*size, min((k+1)*size, len(items))) for k in range(n*rank//world, n*(rank+1)//world)]
+        loader = make_loader(items, data.collate, workers, sampler=rows, prefetch=cfg.prefetch)
     for batch in with_plain_errors(loader): yield to_device(batch, device)
+
+# %% ../../nbs/train/48_feed.ipynb #ed84bd2e
+def shares(
+    pieces, # samples that each source gives
+    world:int, # processes
+)->list: # for each process the sources that it reads, consecutive
+    "Sources dealt whole, such that every process has about as many samples as the others"
+    ends = np.cumsum(pieces, dtype=np.int64)
+    middles = ends-np.asarray(pieces, np.int64)/2
+    at = np.minimum((middles*world/max(ends[-1] if len(ends) else 1, 1)).astype(np.int64), world-1)
+    return [np.flatnonzero(at==r).tolist() for r in range(world)]
+
+def dealt(
+    pieces, # samples that each source gives
+    order, # sources to deal
+    workers:int, # loading processes
+)->list: # for each loading process its sources
+    "Each source to the loading process that has least to do"
+    res,load = [[] for _ in range(workers)],[0]*workers
+    for i in order:
+        w = load.index(min(load))
+        res[w].append(i)
+        load[w] += pieces[i]
+    return res
+
+# %% ../../nbs/train/48_feed.ipynb #a49464b2
+def as_made(batch): return batch # it was collated where it was read
+
+class StreamedBatches(torch.utils.data.IterableDataset):
+    "Batches of consecutive samples of one source after the other"
+    def __init__(self,
+        data, # has `stream(i)` and `pieces`
+        order, # sources to read
+        size:int, # most samples in a batch
+        collate, # list of samples → batch
+    ):
+        self.data,self.order,self.size,self.collate = data,list(order),size,collate
+        # counted once, before loading processes are forked
+        self.pieces = list(data.pieces)
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        order = dealt(self.pieces, self.order, worker.num_workers)[worker.id] if worker else self.order
+        for i in order:
+            held = []
+            for x in self.data.stream(i):
+                held.append(x)
+                if len(held)==self.size: yield self.collate(held); held = []
+            if held: yield self.collate(held)
 
 # %% ../../nbs/train/48_feed.ipynb #5a5c86bd
 def look_through(
