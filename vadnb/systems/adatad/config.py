@@ -8,15 +8,16 @@ __all__ = ['METRIC', 'SIZES', 'SHAPE', 'RANGES', 'DATA_RULES', 'FEED_RULES', 'MO
            'ModelConfig', 'AdapterConfig', 'DetectorConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'is_pair',
            'is_range', 'levels', 'share', 'check_conflicts', 'check_window', 'check_patches', 'Config']
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #3f24033e
+# %% ../../../nbs/systems/adatad/00_config.ipynb #7c7a6689
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Literal
 from ...config import check_rules
 from ...core import ConfigError
+from ...data.annotation import PLACES
 from ...train.system import RunConfig
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #ced39fff
+# %% ../../../nbs/systems/adatad/00_config.ipynb #d5a8bc2c
 METRIC = 'map/mean' # what makes a checkpoint the best one, where nothing else is asked for
 
 @dataclass(kw_only=True)
@@ -27,7 +28,10 @@ class DataConfig:
     agnostic:bool = False # all classes become one, 'action'; names come from score.video_scores
     preset:Literal['none', '211/3325'] = 'none' # 211/3325: THUMOS-14's usual test set, two videos less
     videos:str = 'videos' # folder of the videos, below data_root
-    paths:list[str] = field(default_factory=lambda: ['{name}.mp4', '{name}.avi', '{name}.mkv', '{name}.webm', '{name}'])
+    paths:list[str] = field(default_factory=lambda: list(PLACES)) # below videos: {path} {parent} {file}, any suffix
+    missing:Literal['error', 'drop'] = 'error' # drop: videos without a file are left out and listed
+    outside:Literal['error', 'cut'] = 'error' # segments outside their video; cut: to its length, and listed
+    blocked:str|None = None # file of names to leave out, below data_root: JSON list, or a line each
     train:str = 'training' # subset that is learned from
     valid:str|None = 'validation' # subset that chooses the checkpoint; null: the last checkpoint is the chosen one
     test:str|None = 'validation' # subset that `vadnb eval` measures
@@ -38,11 +42,11 @@ class DataConfig:
     overlap:float = 0.75 # least share of an action that lies in a training window
     length:list[float] = field(default_factory=lambda: [0.9, 1.0]) # share of a short video that a training window takes
     test_overlap:float = 0.5 # share that two test windows have in common
+    reference:bool = False # whole frames and windows as OpenTAD has them, lost tails included
     size:list[int] = field(default_factory=lambda: [160, 160]) # height and width of what the network sees, pixels
-    short_side:int = 182 # training: frames are decoded to this before they are cropped
-    test_short_side:int = 160 # testing: the same, before the middle is cut out
+    short_side:int = 182 # training frames have it before they are cropped; in testing `size` is cut out of the middle
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #0d0c05e4
+# %% ../../../nbs/systems/adatad/00_config.ipynb #81c529b3
 @dataclass(kw_only=True)
 class CacheConfig:
     "Decoded frames on disk"
@@ -57,7 +61,7 @@ class FeatureConfig:
     channels:int = 2048 # numbers per feature
     clip:int = 16 # source frames that one feature saw: its time is the middle of them
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #a15a8c5f
+# %% ../../../nbs/systems/adatad/00_config.ipynb #efd6885c
 @dataclass(kw_only=True)
 class AugmentConfig:
     "What is done to training clips"
@@ -66,9 +70,10 @@ class AugmentConfig:
     aspect:list[float] = field(default_factory=lambda: [3/4, 4/3]) # width by height of the crop
     flip:float = 0.5 # chance to mirror left and right
     operations:int = 2 # of RandAugment's fifteen; 0: none
+    magnitude:float = 9. # how strong they are, up to 10
     jitter:list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5, 0.1]) # brightness, contrast, saturation, hue
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #62a60d52
+# %% ../../../nbs/systems/adatad/00_config.ipynb #6c02974f
 SIZES = dict( # width, blocks, heads, patch, MLP
     S=(384, 12, 6, 16, 4.), B=(768, 12, 12, 16, 4.), L=(1024, 24, 16, 16, 4.), H=(1280, 32, 16, 16, 4.),
     g=(1408, 40, 16, 14, 48/11))
@@ -97,7 +102,7 @@ class ModelConfig:
 
 SHAPE = 'dim', 'depth', 'heads', 'patch_size', 'mlp_ratio'
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #6c8faf68
+# %% ../../../nbs/systems/adatad/00_config.ipynb #feec8631
 @dataclass(kw_only=True)
 class AdapterConfig:
     "What is learned inside the frozen backbone"
@@ -122,11 +127,11 @@ class DetectorConfig:
     input_drop:float = 0. # share of the features' channels that are set to 0 while training
     layer_scale:float = 1.e-4 # what branches of a block are scaled by at first
     weights:str|None = None # checkpoint of OpenTAD or ActionFormer that it starts from
-    reference:bool = False # let padding leak into valid positions, as the reference does
+    reference:bool = False # let padding leak into valid positions, as OpenTAD does
 
 RANGES = (0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000)
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #1a563deb
+# %% ../../../nbs/systems/adatad/00_config.ipynb #fdb0e6f0
 @dataclass(kw_only=True)
 class LossConfig:
     "Focal loss of classes and DIoU of segments"
@@ -144,7 +149,7 @@ class RateConfig:
     adapters:float = 2. # inside the backbone
     backbone:float = 0.1 # where it is not frozen
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #602a1b9b
+# %% ../../../nbs/systems/adatad/00_config.ipynb #92644af2
 @dataclass(kw_only=True)
 class ScoreConfig:
     "From places of windows to segments of a video"
@@ -168,7 +173,7 @@ class ScoreConfig:
     protocol:Literal['activitynet', 'thumos'] = 'activitynet' # interpolated AP, or the official THUMOS-14 one
     unknown:Literal['error', 'drop', 'count'] = 'error' # detections of videos that the annotation lacks
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #d56d2493
+# %% ../../../nbs/systems/adatad/00_config.ipynb #91656589
 def is_pair(v): return len(v)==2 and min(v)>0
 def is_range(v, top=float('inf')): return len(v)==2 and 0<v[0]<=v[1]<=top
 def levels(c): return c.detector.arch[2]+1 if len(c.detector.arch)==3 else 0 # of the pyramid
@@ -187,12 +192,10 @@ DATA_RULES = [
     ('data.test_overlap', lambda c: share(c.data.test_overlap), '0 or more, and below 1'),
     ('data.size', lambda c: is_pair(c.data.size), 'a height and a width'),
     ('data.short_side', lambda c: c.data.short_side>=1, '1 or more'),
-    ('data.test_short_side', lambda c: c.data.test_short_side>=max(c.data.size),
-        'at least as long as the sides of data.size, which are cut out of it'),
     ('data.paths', lambda c: bool(c.data.paths), 'at least one pattern'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #3b3b626e
+# %% ../../../nbs/systems/adatad/00_config.ipynb #aa70a14d
 FEED_RULES = [
     ('cache.gb', lambda c: c.cache.gb>0, 'above 0'),
     ('features.channels', lambda c: c.features.channels>=1, '1 or more'),
@@ -201,11 +204,12 @@ FEED_RULES = [
     ('augment.aspect', lambda c: is_range(c.augment.aspect), 'two rising numbers above 0'),
     ('augment.flip', lambda c: 0<=c.augment.flip<=1, 'between 0 and 1'),
     ('augment.operations', lambda c: 0<=c.augment.operations<=15, 'between 0 and 15'),
+    ('augment.magnitude', lambda c: 0<=c.augment.magnitude<=10, 'between 0 and 10'),
     ('augment.jitter', lambda c: len(c.augment.jitter)==4 and min(c.augment.jitter)>=0 and c.augment.jitter[3]<=.5,
         'brightness, contrast, saturation and hue, 0 or more, hue at most 0.5'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #a04e1b3d
+# %% ../../../nbs/systems/adatad/00_config.ipynb #acda4ea8
 MODEL_RULES = [
     ('model.heads', lambda c: c.model.value('dim')%c.model.value('heads')==0, 'a divisor of the width of a token'),
     ('model.frames', lambda c: c.model.frames%c.model.tubelet==0, 'a multiple of model.tubelet'),
@@ -228,7 +232,7 @@ DETECTOR_RULES = [
     ('detector.layer_scale', lambda c: c.detector.layer_scale>0, 'above 0'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #40c38555
+# %% ../../../nbs/systems/adatad/00_config.ipynb #02745651
 LOSS_RULES = [
     ('loss.normalizer', lambda c: c.loss.normalizer>0, 'above 0'),
     ('loss.momentum', lambda c: share(c.loss.momentum), '0 or more, and below 1'),
@@ -252,7 +256,7 @@ SCORE_RULES = [
 ]
 RULES = [*DATA_RULES, *FEED_RULES, *MODEL_RULES, *DETECTOR_RULES, *LOSS_RULES, *SCORE_RULES]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #64c31f21
+# %% ../../../nbs/systems/adatad/00_config.ipynb #1ae030b6
 CONFLICTS = [
     (lambda c: not c.model.pretrained and c.model.weights,
         "'model.weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them"),
@@ -278,7 +282,7 @@ def check_conflicts(
         if meet(cfg):
             raise ConfigError(says)
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #511d1a6d
+# %% ../../../nbs/systems/adatad/00_config.ipynb #b95f164f
 def check_window(
     cfg, # `Config`
 ):
@@ -300,7 +304,7 @@ def check_patches(
         raise ConfigError(f"'data.size' {h}x{w} does not divide into patches of {p}; use "
                           f"{max(1, round(h/p))*p}x{max(1, round(w/p))*p}")
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #01781949
+# %% ../../../nbs/systems/adatad/00_config.ipynb #0096aac6
 @dataclass(kw_only=True)
 class Config(RunConfig):
     "Everything that makes a run of adatad"

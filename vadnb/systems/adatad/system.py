@@ -98,7 +98,7 @@ class AdaTAD(System):
         silent = levels_without_work(self.seen, self.criterion)
         return [*asleep(self), *(f'detector.rpn_head.scale.{l}.scale' for l,s in enumerate(silent) if s)]
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #526144ae
+# %% ../../../nbs/systems/adatad/02_system.ipynb #b3ed7a89
 @patch
 def features(self:AdaTAD, batch):
     "What the detector sees, (B, channels, window)"
@@ -117,9 +117,9 @@ def answers(self:AdaTAD, batch):
 def loss(self:AdaTAD, batch):
     "Focal loss of the classes and DIoU of the segments, over the running number of places that answer"
     out = self.answers(batch)
-    # what the host knows already is checked there, and the device waits for nothing
-    truth = batch.get('host', batch)
-    segments,labels = truth['segments'], truth['labels']
+    # what the host knows is checked there, and the device waits for nothing
+    host = batch.get('host', {})
+    segments,labels = ([torch.from_numpy(x) for x in host[k]] if k in host else batch[k] for k in ('segments', 'labels'))
     found = self.criterion(out, segments, labels, batch.get('name'))
     if self.training:
         held = SimpleNamespace(points=out.points, masks=out.masks)
