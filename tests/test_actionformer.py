@@ -3,10 +3,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from vadnb.core import CheckpointError
+from vadnb.losses.detection import DetectionLoss
 from vadnb.models.actionformer import ActionFormer
 from vadnb.models.actionformer import padding_unit
+from vadnb.models.videomae import VideoMAE
 
 def close(a, b, **tol): torch.testing.assert_close(a, b, **(tol or dict(atol=1e-5, rtol=1e-5)))
 def part(gold, start): return {k.removeprefix(start): v for k,v in gold.items() if k.startswith(start)}
@@ -65,7 +68,7 @@ def stirred(**kw):
     return net
 
 @pytest.mark.parametrize('kw', [dict(), dict(window=19), dict(window=[19, 9, 19, -1, 5, 3]),
-                                dict(abs_position=True, max_seq_len=512), dict(reference=True, max_seq_len=64)])
+                                dict(abs_position=True, max_seq_len=512), dict(reference=True, max_seq_len=2304)])
 def test_a_video_of_915_positions_is_the_same_however_it_is_padded(kw):
     net,T = stirred(**kw), 915
     x = torch.randn(1, 8, T)
@@ -128,19 +131,19 @@ def test_scores_are_float32_under_autocast(dtype):
 
 @pytest.fixture(scope='module')
 def layout(shared):
-    return json.loads((shared/'golden'/'adatad'/'checkpoint_layout.json').read_text())['layouts']['opentad_adatad']
+    return json.loads((shared/'golden'/'adatad'/'checkpoint_layout.json').read_text())['layouts']
 
 @pytest.fixture(scope='module')
 def official(): return ActionFormer(384, 20, max_seq_len=768)
 
 def test_an_official_checkpoint_fits_name_by_name(layout, official, tmp_path):
-    stored = {f'module.{k}': torch.full((), 2.).expand(shape) for k,(shape,_) in layout['state_dict'].items()}
+    stored = {f'module.{k}': torch.full((), 2.).expand(shape) for k,(shape,_) in layout['opentad_adatad']['state_dict'].items()}
     unused = official.load_reference(dict(epoch=59, state_dict=stored))
     outside = [k for k in stored if k.startswith('module.backbone.')]
     assert set(unused)=={*outside, 'module.rpn_head.loss_normalizer'}
     assert all((p==2).all() for p in official.parameters())
     assert sum(p.numel() for p in official.parameters())==26_695_708
-    parts = layout['per_part']
+    parts = layout['opentad_adatad']['per_part']
     for k in ('projection', 'neck', 'rpn_head'): assert sum(p.numel() for p in getattr(official, k).parameters())==parts[f'{k}.']
 
 def test_a_file_is_read_like_its_tensors(tmp_path):
@@ -152,31 +155,82 @@ def test_a_file_is_read_like_its_tensors(tmp_path):
     with pytest.raises(CheckpointError, match='no such file'): other.load_reference(tmp_path/'missing.pth')
 
 def test_what_decays_is_what_decays_in_the_reference(layout, official):
-    _,decayed,spared = (g['names'] for g in layout['optimizer_groups'])
+    _,decayed,spared = layout['optimizer_groups']
     own = official.decay_split()
-    assert [list(g) for g in own]==[decayed, spared]
+    assert list(own[0])==decayed['names'] and list(own[1])[0]==spared['first'] and list(own[1])[-1]==spared['last']
+    for g,want in zip(own, (decayed, spared)):
+        assert (len(g), sum(p.numel() for p in g.values()))==(want['tensors'], want['parameters'])
 
 # ---------------------------------------------------------------- a GPU that is not there
 
 def test_on_a_gpu_it_is_the_same_and_nobody_waits(on_cuda):
-    x,mask = torch.randn(2, 8, 100), torch.arange(100)<torch.tensor([100, 71])[:,None]
-    def run(device, kw):
-        net = stirred(path_drop=0., **kw).to(device).train()
-        out = net(x.to(device), mask.to(device))
-        waited = 0 if device=='cpu' else there.total
+    kw = dict(arch=(1, 1, 1), window=[5, -1], abs_position=True, max_seq_len=8, path_drop=.5)
+    x,mask = torch.randn(2, 8, 24), torch.arange(24)<torch.tensor([24, 13])[:,None]
+    def run(net, x, mask):
+        torch.manual_seed(2)
+        out = net.train()(x, mask)
         sum(v.square().mean() for v in out.logits+out.distances).backward()
-        return out, [p.grad for p in net.parameters()], waited, net
-    for kw in (dict(), dict(window=[5, -1, 3, -1, 5, 3]), dict(abs_position=True, max_seq_len=32)):
-        with sdpa_kernel(SDPBackend.MATH):
-            plain,grads,*_ = run('cpu', kw)
-            with on_cuda() as there:
-                out,found,_,net = run('cuda', kw)
-                for batch in (0, 1):
-                    there.waits.clear()
-                    moved = x.to('cuda', non_blocking=True), mask.to('cuda', non_blocking=True)
-                    got = net(*moved)
-                    assert not there.total, there.listed()
-                net.decode(got)
-                assert there.total==1, there.listed()
-        for a,b in zip((*out.logits, *out.distances, *found), (*plain.logits, *plain.distances, *grads)):
-            close(a.cpu(), b, atol=1e-4, rtol=1e-4)
+        return out, [p.grad for p in net.parameters()]
+    with sdpa_kernel(SDPBackend.MATH):
+        plain,grads = run(stirred(**kw), x, mask)
+        with on_cuda() as there:
+            net = stirred(**kw).to('cuda')
+            moved = x.to('cuda'), mask.to('cuda')
+            there.waits.clear()
+            out,found = run(net, *moved)
+            assert not there.total, there.listed()
+            segments = net.decode(out)
+            assert there.total==1, there.listed()
+            own = [t.cpu() for t in (*out.logits, *out.distances, *found, *segments[1])]
+    for a,b in zip(own, (*plain.logits, *plain.distances, *grads, *stirred(**kw).decode(plain)[1]), strict=True):
+        close(a, b, atol=1e-5, rtol=1e-4)
+
+# ---------------------------------------------------------------- the whole detector of AdaTAD
+
+def whole(c, gold):
+    "Backbone, detector and loss with the weights of the fixture"
+    weights = part(gold, 'sd/')
+    backbone = VideoMAE(c['embed'], c['depth'], c['heads'], c['patch'], c['img_size'], c['num_frames'], c['tubelet'],
+                        c['mlp_ratio'], 0., c['adapter_index'], c['adapter_mlp_ratio'])
+    net = detector(c, reference=True, path_drop=0.)
+    backbone.load_reference(weights); net.load_reference(weights)
+    return backbone, net, DetectionLoss(c['num_classes'])
+
+def test_end_to_end(golden):
+    meta,gold = golden('adatad_e2e')
+    c,tol,want = meta['config'], meta['tolerances'], meta['expected']
+    backbone,net,loss = parts = whole(c, gold)
+    frames = gold['frames_u8'].squeeze(1).transpose(1, 2)
+    truth = tuple([gold[f'gt/{k}{i}'] for i in range(c['batch'])] for k in ('segments', 'labels'))
+    def answer(): return net(F.interpolate(backbone(frames), c['window'], mode='linear'), gold['masks'])
+    def same(got, want, rtol):
+        for own,theirs in (('cls', 'cls_loss'), ('reg', 'reg_loss'), ('loss', 'cost')):
+            assert got[own].item()==pytest.approx(want[theirs], rel=rtol)
+    for m in parts: m.eval()
+    with torch.no_grad():
+        out = answer()
+        same(loss(out, *truth), want['eval_losses'], tol['loss_rtol'])
+        for i,(segments,scores) in enumerate(net.decode(out)):
+            close(segments, gold[f'eval/proposals{i}'], atol=tol['eval_atol'], rtol=0)
+            close(scores, gold[f'eval/scores{i}'], atol=tol['eval_atol'], rtol=0)
+    for m in parts: m.train()
+    adapters = {f'backbone.model.backbone.{n}': p for n,p in backbone.named_parameters() if p.requires_grad}
+    decayed,spared = net.decay_split()
+    names = adapters | decayed | spared
+    group = lambda params,lr,wd: dict(params=list(params.values()), lr=lr, weight_decay=wd)
+    optimizer = torch.optim.AdamW([group(adapters, c['adapter_lr'], .05), group(decayed, c['lr'], .05), group(spared, c['lr'], 0.)])
+    for step,(told,rtol) in enumerate(zip(want['train_steps'], tol['step_losses_rtol'])):
+        optimizer.zero_grad()
+        got = loss(answer(), *truth)
+        same(got, told, rtol)
+        got['loss'].backward()
+        if not step:
+            # a bias of the keys shifts all scores of a query alike: its gradient is rounding
+            grads = {n: g for n,g in part(gold, 'grad/').items() if not n.endswith('attn.key.bias')}
+            for n,g in grads.items(): close(names[n].grad, g, atol=tol['grad_rtol_of_max']*g.abs().max().item()+1e-9, rtol=0)
+            assert names.keys()-grads.keys()=={n for n in names if n.endswith(('attn.key.bias', 'attn.key_norm.bias'))}
+        norm = torch.nn.utils.clip_grad_norm_(list(names.values()), 1.)
+        assert norm.item()==pytest.approx(told['grad_norm'], rel=5e-3)
+        optimizer.step()
+        assert loss.normalizer.item()==pytest.approx(told['loss_normalizer'], rel=1e-5)
+    for n,p in part(gold, 'after/').items(): close(names[n].detach(), p, atol=tol['after_atol'], rtol=0)

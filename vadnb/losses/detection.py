@@ -6,7 +6,7 @@
 __all__ = ['LOSS_RULES', 'sigmoid_focal', 'diou_loss', 'assign_targets', 'check_shapes', 'check_values', 'ground_truth',
            'DetectionLoss']
 
-# %% ../../nbs/losses/34_detection.ipynb #17390696
+# %% ../../nbs/losses/34_detection.ipynb #dd15afae
 import math
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from ..core import DataError
 from .contrastive import world_size
 from ..models.aggregate import at_least_float32
 
-# %% ../../nbs/losses/34_detection.ipynb #d04c15f0
+# %% ../../nbs/losses/34_detection.ipynb #642513c4
 def sigmoid_focal(
     logits:Tensor, # any shape
     targets:Tensor, # same shape, from 0 to 1
@@ -32,7 +32,7 @@ def sigmoid_focal(
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction='none')*wrong**gamma
     return loss if alpha<0 else loss*(alpha*targets+(1-alpha)*(1-targets))
 
-# %% ../../nbs/losses/34_detection.ipynb #06c830e2
+# %% ../../nbs/losses/34_detection.ipynb #76aa8f72
 def diou_loss(
     pred:Tensor, # segments, (N, 2)
     target:Tensor, # segments to find, (N, 2)
@@ -45,7 +45,7 @@ def diou_loss(
     apart = (a+b-c-d)/2
     return 1-overlap/union.clamp(min=eps)+apart**2/(hull**2).clamp(min=eps)
 
-# %% ../../nbs/losses/34_detection.ipynb #9987ad87
+# %% ../../nbs/losses/34_detection.ipynb #5774a734
 def assign_targets(
     points:Tensor, # place, range from, range to, stride, of all levels, (N, 4)
     segments:Tensor, # start and end of the ground truths on the grid, (n, 2)
@@ -72,7 +72,7 @@ def assign_targets(
     wanted = distances.gather(2, which.expand(2, -1, 1))[...,0].T/stride
     return (candidate.to(own.dtype)@own).clamp(max=1), torch.where(candidate.any(1, keepdim=True), wanted, 0)
 
-# %% ../../nbs/losses/34_detection.ipynb #5e31c20f
+# %% ../../nbs/losses/34_detection.ipynb #6456c269
 def check_shapes(
     segments, # per sample, (n, 2)
     labels, # per sample, (n,) of whole numbers
@@ -101,7 +101,7 @@ def check_values(
                                 f'{num_classes} classes 0 to {num_classes-1}; correct the annotation or the number of '
                                 'classes')
 
-# %% ../../nbs/losses/34_detection.ipynb #ddbebe40
+# %% ../../nbs/losses/34_detection.ipynb #adc4d83d
 def ground_truth(
     segments, # per sample (n, 2), on the host or on a device
     labels, # per sample (n,)
@@ -122,7 +122,7 @@ def ground_truth(
     check_values(*(x.split(counts) for x in here), num_classes, names)
     return tuple(x.to(device, non_blocking=True).split(counts) for x in (s, l))
 
-# %% ../../nbs/losses/34_detection.ipynb #9e35976a
+# %% ../../nbs/losses/34_detection.ipynb #3654d4de
 LOSS_RULES = [ # setting, what must hold, what to write
     ('num_classes', lambda s: s.num_classes>0, '1 or more'),
     ('normalizer', lambda s: float(s.normalizer)>0, 'above 0'),
@@ -155,21 +155,19 @@ class DetectionLoss(nn.Module):
             if not holds(self):
                 raise ConfigError(f'{name}: {float(getattr(self, name)):g} must be {wanted}')
 
-# %% ../../nbs/losses/34_detection.ipynb #f78e0564
+# %% ../../nbs/losses/34_detection.ipynb #bb1d42df
 @patch
 def count(self:DetectionLoss,
     positive:Tensor, # true at places that answer, (B, N)
 )->Tensor: # scalar
-    "What the sums are divided by; while training, the running mean after its update"
+    "What the sums are divided by; while training, the running mean after its update, a share for each process"
     with torch.no_grad():
         n = positive.sum().to(self.normalizer.dtype)
         if not self.training: return n.clamp(min=1)
-        if world_size()>1:
-            dist.all_reduce(n)
-            n = n/world_size()
+        if world_size()>1: dist.all_reduce(n)
         self.normalizer.lerp_(n.clamp(min=1), 1-self.momentum)
-        # a copy, because the next step changes the buffer
-        return self.normalizer.clone()
+        # a tensor of its own, because the next step changes the buffer
+        return self.normalizer/world_size()
 
 @patch
 def targets(self:DetectionLoss,
@@ -183,8 +181,15 @@ def targets(self:DetectionLoss,
     found = [assign_targets(points, s, l, self.num_classes, self.radius, self.filter_similar) for s,l in truth]
     return tuple(map(torch.stack, zip(*found)))
 
-# %% ../../nbs/losses/34_detection.ipynb #6217988e
+# %% ../../nbs/losses/34_detection.ipynb #310ceb3f
 def _around(d): return torch.stack([-d[...,0], d[...,1]], -1)
+
+@patch
+def balance(self:DetectionLoss, cls:Tensor, reg:Tensor)->Tensor: # factor of the second part
+    "What makes the distance IoU of all processes as large as their focal loss"
+    both = torch.stack([cls, reg]).detach()
+    if self.training and world_size()>1: dist.all_reduce(both)
+    return both[0]/both[1].clamp(min=.01)
 
 @patch
 def forward(self:DetectionLoss,
@@ -206,5 +211,5 @@ def forward(self:DetectionLoss,
     # a place that does not answer is compared with itself: no number of it reaches the sum or the gradient
     off = diou_loss(_around(torch.where(positive[...,None], found, wanted)), _around(wanted))
     reg = torch.where(positive, off, 0).sum()/n
-    reg = reg*(self.reg_weight if self.reg_weight>0 else cls.detach()/reg.detach().clamp(min=.01))
+    reg = reg*(self.reg_weight if self.reg_weight>0 else self.balance(cls, reg))
     return dict(loss=cls+reg, cls=cls, reg=reg)

@@ -6,7 +6,7 @@
 __all__ = ['SIZE_RULES', 'FIRST', 'RENAMED', 'OWN_NAMES', 'level_ranges', 'level_points', 'Scale', 'Neck', 'Head', 'Detections',
            'padding_unit', 'ActionFormer', 'detector_names']
 
-# %% ../../nbs/models/25_actionformer.ipynb #152dd295
+# %% ../../nbs/models/25_actionformer.ipynb #dcf6b9ee
 import math
 import re
 import torch
@@ -25,9 +25,11 @@ from .pyramid import ChannelNorm
 from .pyramid import MaskedConv
 from .pyramid import Projection
 from .pyramid import window_reach
+from .weights import UNDER
+from .weights import named_tensors
 from .weights import read_weights
 
-# %% ../../nbs/models/25_actionformer.ipynb #d8281a9a
+# %% ../../nbs/models/25_actionformer.ipynb #c7b236e9
 def level_ranges(
     levels:int, # of the pyramid
     first:float=4., # largest distance on the finest level, grid positions
@@ -45,7 +47,7 @@ def level_points(
     def points(n, row): return torch.cat([torch.arange(n, device=row.device)[:,None]*row[2], row.expand(n, 3)], 1)
     return [points(n, row) for n,row in zip(lengths, at_least_float32(grid))]
 
-# %% ../../nbs/models/25_actionformer.ipynb #55eea2c7
+# %% ../../nbs/models/25_actionformer.ipynb #df78d7c2
 class Scale(nn.Module):
     "One learned factor"
     def __init__(self):
@@ -66,7 +68,7 @@ class Neck(nn.Module):
         normed = [norm(x) for norm,x in zip(self.fpn_norms, levels, strict=True)]
         return normed if leaky else [x*m for x,m in zip(normed, masks)]
 
-# %% ../../nbs/models/25_actionformer.ipynb #49ae1d8f
+# %% ../../nbs/models/25_actionformer.ipynb #d8ec391c
 class Head(nn.Module):
     "Classes and distances of every place, by the same weights on all levels"
     def __init__(self,
@@ -99,7 +101,7 @@ class Head(nn.Module):
             distances.append(scale(at_least_float32(self.reg_head(b))).relu())
         return logits, distances
 
-# %% ../../nbs/models/25_actionformer.ipynb #c6603738
+# %% ../../nbs/models/25_actionformer.ipynb #e6f9f556
 class Detections(NamedTuple):
     "What a detector says of every place, in lists by level"
     logits:list # (B, classes, T_l)
@@ -107,7 +109,7 @@ class Detections(NamedTuple):
     points:list # place, range from, range to, stride on the grid of the features, (T_l, 4)
     masks:list # true at places of the video, (B, T_l)
 
-# %% ../../nbs/models/25_actionformer.ipynb #a2dbe36c
+# %% ../../nbs/models/25_actionformer.ipynb #21aeb594
 SIZE_RULES = [ # setting, what must hold, what to write
     ('in_channels', lambda s: is_whole(s.in_channels) and s.in_channels>0, 'a whole number above 0'),
     ('num_classes', lambda s: is_whole(s.num_classes) and s.num_classes>0, 'a whole number above 0'),
@@ -125,14 +127,14 @@ SIZE_RULES = [ # setting, what must hold, what to write
     ('input_drop', lambda s: 0<=s.input_drop<1, 'a share in [0, 1)'),
 ]
 
-# %% ../../nbs/models/25_actionformer.ipynb #04fe1f5b
+# %% ../../nbs/models/25_actionformer.ipynb #c31c18b8
 def padding_unit(
     windows, # window of attention of each level
 )->int: # grid positions
     "What a length must be a multiple of: strides divide it, and so do the blocks of local attention on every level"
     return math.lcm(*(2**l*max(2*window_reach(w), 1) for l,w in enumerate(windows)))
 
-# %% ../../nbs/models/25_actionformer.ipynb #55907138
+# %% ../../nbs/models/25_actionformer.ipynb #6e35faac
 class ActionFormer(nn.Module):
     "Features of a video → classes and distances at every place of a pyramid"
     def __init__(self,
@@ -172,7 +174,7 @@ class ActionFormer(nn.Module):
         grid = torch.tensor([[*r, 2**l] for l,r in enumerate(self.ranges)], dtype=torch.float)
         self.register_buffer('grid', grid, persistent=False)
 
-# %% ../../nbs/models/25_actionformer.ipynb #5dc043dc
+# %% ../../nbs/models/25_actionformer.ipynb #39ed089c
 @patch
 def padded(self:ActionFormer,
     features:Tensor, # (B, in_channels, T)
@@ -203,7 +205,7 @@ def forward(self:ActionFormer,
     logits,distances = self.rpn_head(self.neck(levels, masks, self.reference), masks)
     return Detections(logits, distances, level_points([m.shape[-1] for m in masks], self.grid), [m[:,0] for m in masks])
 
-# %% ../../nbs/models/25_actionformer.ipynb #6c377399
+# %% ../../nbs/models/25_actionformer.ipynb #c0cd89cd
 @patch
 def decode(self:ActionFormer,
     out:Detections, # of a batch
@@ -216,7 +218,7 @@ def decode(self:ActionFormer,
     rows = [m.nonzero()[:,0].to(scores.device, non_blocking=True) for m in torch.cat(out.masks, 1).cpu()]
     return [(s.index_select(0, r), p.index_select(0, r)) for s,p,r in zip(segments, scores, rows)]
 
-# %% ../../nbs/models/25_actionformer.ipynb #3a21428a
+# %% ../../nbs/models/25_actionformer.ipynb #8d8f4656
 FIRST = {'opentad': 'projection.embed.0.conv.weight', 'actionformer': 'backbone.embd.0.conv.weight'}
 RENAMED = [ # how a name of ActionFormer's repository begins, and how it does here
     (r'backbone\.embd\.(\d+)\.', r'projection.embed.\1.'),
@@ -248,14 +250,15 @@ def detector_names(
         if stored.startswith(prefix) and OWN_NAMES.match(name): res[name] = stored
     return res
 
-# %% ../../nbs/models/25_actionformer.ipynb #a481b2e4
+# %% ../../nbs/models/25_actionformer.ipynb #7fd3e448
 @patch
 def load_reference(self:ActionFormer,
     weights, # path of a checkpoint of OpenTAD or ActionFormer, or its tensors by name
+    under=UNDER, # names under which the tensors may lie, the first that is there counts
 )->list: # names that were not used, such as those of a backbone
     "Load the detector of a checkpoint, or change nothing and raise `CheckpointError` with names and shapes"
-    source,held = ('state dict', weights) if isinstance(weights, dict) else (str(weights), read_weights(weights))
-    if isinstance(held.get('state_dict'), dict): held = held['state_dict']
+    given = isinstance(weights, dict)
+    source,held = 'state dict' if given else str(weights), (named_tensors if given else read_weights)(weights, under)
     names,own = detector_names(held, source), self.state_dict()
     if more := [n for n in names if n not in own]:
         raise CheckpointError(f'{source}: holds {len(more)} tensors more than this detector, {names[more[0]]} among '
@@ -271,7 +274,7 @@ def load_reference(self:ActionFormer,
     used = set(names.values())
     return [n for n in held if n not in used]
 
-# %% ../../nbs/models/25_actionformer.ipynb #afff8da0
+# %% ../../nbs/models/25_actionformer.ipynb #ce238232
 @patch
 def decay_split(self:ActionFormer)->tuple[dict,dict]: # name → parameter: those that decay, those that do not
     "Weights of convolutions, and everything else"

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['ChannelNorm', 'MaskedConv', 'AffineDropPath', 'global_attention', 'window_reach', 'local_attention', 'ConvAttention',
-           'PyramidBlock', 'sine_table', 'positions', 'Projection']
+           'PyramidBlock', 'positions', 'Projection']
 
-# %% ../../nbs/models/28_pyramid.ipynb #70775db7
-import math
+# %% ../../nbs/models/28_pyramid.ipynb #44d75453
 import torch
 from torch import Tensor
 from torch import nn
 from torch.nn import functional as F
 from ..core import ConfigError
+from .videomae import sine_table
 
-# %% ../../nbs/models/28_pyramid.ipynb #c7f61f07
+# %% ../../nbs/models/28_pyramid.ipynb #0ac218f2
 class ChannelNorm(nn.LayerNorm):
     "Layer norm over the channels of (B, C, T)"
     def forward(self, x:Tensor)->Tensor: return super().forward(x.transpose(1, 2)).transpose(1, 2)
@@ -38,7 +38,7 @@ class MaskedConv(nn.Module):
         x = self.conv(x)*mask
         return x if self.norm is None else self.norm(x).relu()*mask
 
-# %% ../../nbs/models/28_pyramid.ipynb #12356c00
+# %% ../../nbs/models/28_pyramid.ipynb #7a7a5ec2
 class AffineDropPath(nn.Module):
     "A branch scaled per channel, and left out for some samples while training"
     def __init__(self,
@@ -55,7 +55,7 @@ class AffineDropPath(nn.Module):
         x,keep = self.scale*x, 1-self.drop_prob
         return x if keep==1 or not self.training else x*(x.new_empty(len(x), 1, 1).bernoulli_(keep)/keep)
 
-# %% ../../nbs/models/28_pyramid.ipynb #6ed1a3a7
+# %% ../../nbs/models/28_pyramid.ipynb #322489a9
 def global_attention(
     q:Tensor, # queries, (B, heads, T, D)
     k:Tensor, # keys, (B, heads, T, D)
@@ -66,7 +66,7 @@ def global_attention(
     seen = mask | ~mask.any(-1, keepdim=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:,:,None])
 
-# %% ../../nbs/models/28_pyramid.ipynb #04ba3397
+# %% ../../nbs/models/28_pyramid.ipynb #b293d7fa
 def window_reach(
     window:int, # steps that a step looks at, itself in the middle; -1, 0 and 1: all of them
 )->int: # steps to each side, 0 for all
@@ -93,7 +93,7 @@ def local_attention(
     out = F.scaled_dot_product_attention(blocks, cut(k), cut(v), attn_mask=seen.flatten(0, 1))
     return out.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)
 
-# %% ../../nbs/models/28_pyramid.ipynb #ef85adfe
+# %% ../../nbs/models/28_pyramid.ipynb #845d7f8f
 class ConvAttention(nn.Module):
     "Attention whose queries, keys and values pass a convolution over time"
     def __init__(self,
@@ -121,7 +121,7 @@ class ConvAttention(nn.Module):
         out = local_attention(q, k, v, mask, self.reach) if self.reach else global_attention(q, k, v, mask)
         return self.proj(out.transpose(2, 3).flatten(1, 2))*mask
 
-# %% ../../nbs/models/28_pyramid.ipynb #dfea9db8
+# %% ../../nbs/models/28_pyramid.ipynb #fb2c1013
 class PyramidBlock(nn.Module):
     "Pre-norm transformer block on (B, C, T) that may halve the length"
     def __init__(self,
@@ -153,16 +153,7 @@ class PyramidBlock(nn.Module):
         x = x+self.drop_path_attn(self.attn(z, mask))
         return x+self.drop_path_mlp(self.mlp(self.ln2(x))*mask), mask
 
-# %% ../../nbs/models/28_pyramid.ipynb #14ccf819
-def sine_table(
-    length:int, # L, rows
-    channels:int, # C
-)->Tensor: # (C, L)
-    "Sines and cosines of the step at falling frequencies, over √C"
-    j = torch.arange(channels)
-    angle = torch.arange(length, dtype=torch.double)/10000**(2*(j[:,None]//2)/channels)
-    return (torch.where(j[:,None]%2==0, angle.sin(), angle.cos())/channels**.5).float()
-
+# %% ../../nbs/models/28_pyramid.ipynb #4aa0a08c
 def positions(
     table:Tensor, # (C, L)
     mask:Tensor, # true at steps of the video, (B, 1, T)
@@ -177,7 +168,7 @@ def positions(
     rows,above = table.T, (below+1).clamp(max=L-1)
     return torch.lerp(rows[below], rows[above], (place-below)[...,None]).transpose(1, 2)
 
-# %% ../../nbs/models/28_pyramid.ipynb #20227fed
+# %% ../../nbs/models/28_pyramid.ipynb #741dc39e
 class Projection(nn.Module):
     "Features → levels of half the length each"
     def __init__(self,
@@ -199,7 +190,7 @@ class Projection(nn.Module):
                                    for i in range(arch[0]))
         self.stem = nn.ModuleList(block(1, windows[0]) for _ in range(arch[1]))
         self.branch = nn.ModuleList(block(2, w) for w in windows[1:])
-        table = sine_table(table_length, channels) if table_length else None
+        table = sine_table(table_length, channels).T/channels**.5 if table_length else None
         self.register_buffer('pos_embed', table, persistent=False)
         for m in self.modules():
             if isinstance(m, nn.Conv1d) and m.bias is not None: nn.init.zeros_(m.bias)
