@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['covering', 'centre_box', 'VideoSource', 'laid']
 
-# %% ../../nbs/data/32_clip_frames.ipynb #231b4fe8
+# %% ../../nbs/data/32_clip_frames.ipynb #6e28841c
 from dataclasses import asdict
+from itertools import chain
 from itertools import islice
 from pathlib import Path
 import numpy as np
@@ -26,7 +27,7 @@ from .time_grid import clock_of
 from .time_grid import frame_indices
 from .video import VideoReader
 
-# %% ../../nbs/data/32_clip_frames.ipynb #8ddb626b
+# %% ../../nbs/data/32_clip_frames.ipynb #fbf99ca5
 def covering(
     size:tuple, # (height, width) of the source
     wanted:tuple, # (height, width) to be covered
@@ -42,7 +43,7 @@ def centre_box(
     "The middle of a frame"
     return (size[0]-wanted[0])//2, (size[1]-wanted[1])//2, *wanted
 
-# %% ../../nbs/data/32_clip_frames.ipynb #3e6fd361
+# %% ../../nbs/data/32_clip_frames.ipynb #656609c8
 class VideoSource:
     "Clips out of video files: `lay` a video, read one `clip`, `stream` all windows"
     key = 'frames'
@@ -79,7 +80,7 @@ class VideoSource:
             self.laid[video.name] = laid(self.form, clock, notes, video.name, self.least)
         return self.laid[video.name]
 
-# %% ../../nbs/data/32_clip_frames.ipynb #7f5f0029
+# %% ../../nbs/data/32_clip_frames.ipynb #c96c690b
 def laid(
     form:ClipForm, # of a clip
     clock, # `VideoClock` of the video
@@ -96,21 +97,22 @@ def laid(
                         'Leave the video out, or lower the stride')
     return LaidVideo(clock, form.window if form.resize else -(-n//form.stride), stride, notes=notes)
 
-# %% ../../nbs/data/32_clip_frames.ipynb #b5b6a770
+# %% ../../nbs/data/32_clip_frames.ipynb #cbbd4456
 @patch
 def shrunk(self:VideoSource,
     video:ActionVideo, # of an annotation
     indices:np.ndarray, # source frames, increasing, each once
     wanted:tuple, # (height, width) to be covered
-): # generator of (3, h, w) uint8 tensors
-    "Source frames, in proportion, just as large as needed"
+): # generator of (n, 3, h, w) uint8 tensors, n up to 32
+    "Source frames in small groups, in proportion, just as large as needed"
     path = self.path(video)
-    if self.cache is not None and (found := self.cache.frames(path, indices, wanted)) is not None:
-        yield from found
-        return
-    reader = VideoReader(path)
     try:
-        for x in reader.stream(indices, covering(reader.size, wanted), planes=True): yield torch.from_numpy(x)
+        if self.cache is not None and (found := self.cache.frames(path, indices, wanted)) is not None:
+            yield from found
+            return
+        reader = VideoReader(path)
+        frames = map(torch.from_numpy, reader.stream(indices, covering(reader.size, wanted), planes=True))
+        while some := list(islice(frames, 32)): yield torch.stack(some)
     except VideoError as e: raise stops_early(video, path, e) from None
 
 @patch
@@ -124,18 +126,16 @@ def clip(self:VideoSource,
     form,n = self.form,self.lay(video).clock.frames
     indices,place = np.unique(frame_indices(form, n, start, length), return_inverse=True)
     drawing = self.augmentation is not None and rng is not None
-    frames = self.shrunk(video, indices, (form.short_side,)*2 if drawing else form.size)
     out,draw,k = torch.empty(len(indices), 3, *form.size, dtype=torch.uint8),None,0
-    while some := list(islice(frames, 32)):
-        group = torch.stack(some)
-        size = group.shape[-2:]
+    for group in self.shrunk(video, indices, (form.short_side,)*2 if drawing else form.size):
+        size,some = group.shape[-2:],out[k:k+len(group)]
         if drawing: draw = draw or self.augmentation.draw(rng, *size)
-        out[k:k+len(some)] = reshape_clip(group, draw, form.size) if drawing else crop_resize(
+        some[:] = reshape_clip(group, draw, form.size) if drawing else crop_resize(
             group, centre_box(size, form.size), form.size)
-        k += len(some)
+        k += len(group)
     return dict(frames=out[torch.from_numpy(place)], **(dict(colour=draw.colour) if drawing else {}))
 
-# %% ../../nbs/data/32_clip_frames.ipynb #0d9be3d9
+# %% ../../nbs/data/32_clip_frames.ipynb #c8a12c09
 @patch
 def stream(self:VideoSource,
     video:ActionVideo, # of an annotation
@@ -145,7 +145,7 @@ def stream(self:VideoSource,
     form,n = self.form,self.lay(video).clock.frames
     wanted = [frame_indices(form, n, s, e-s) for s,e in rows]
     indices = np.unique(np.concatenate(wanted))
-    frames = zip(indices.tolist(), self.shrunk(video, indices, form.size))
+    frames = zip(indices.tolist(), chain.from_iterable(self.shrunk(video, indices, form.size)))
     held,cut = {},None
     for clip in wanted:
         held = {i: x for i,x in held.items() if i>=clip[0]}
