@@ -7,7 +7,6 @@ __all__ = ['at_each_frame', 'band_says', 'level', 'warm_frames', 'played_again']
 
 # %% ../../nbs/results/17_playback.ipynb #5b3f0ecc
 import numpy as np
-from ..core import DataError
 from ..pictures import clock
 from ..plots import words
 from .lanes import over_time
@@ -18,6 +17,7 @@ from .layers import Curve
 from .layers import Heat
 from .layers import Segments
 from .localization import nearest
+from .origin import every_frame
 from .overlay import blend
 from .overlay import heat_layer
 from .overlay import paint_box
@@ -80,7 +80,7 @@ def played_again(
     frames, # iterable of (h, w, 3) uint8, the whole video in order, consumed one at a time
 ): # generator of uint8 frames, a band taller than the video, with even sides
     "Draw what is said onto each frame. Raises `DataError` when there are more or fewer than the result speaks of"
-    said,(n,fps),i = [*result.layers().values()], (result.facts[k] for k in ('frames', 'fps')), -1
+    said,(n,fps) = [*result.layers().values()], (result.facts[k] for k in ('frames', 'fps'))
     def first(fits): return next(filter(fits, said), None)
     curve,heat = first(lambda l: isinstance(l, Curve)), first(lambda l: isinstance(l, Heat))
     likely = first(lambda l: isinstance(l, Classes) and l.spans is None)
@@ -88,14 +88,9 @@ def played_again(
     boxes = [(b['start'], b['end'], b['box']) for l in said if isinstance(l, Boxes) for b in l.boxes]
     bar,tick,hot = level(curve)
     holding,shown = at_each_frame(bars, n), at_each_frame(boxes, n)
-    for i,frame in enumerate(warm_frames(heat, frames)):
-        if i>=n:
-            raise DataError(f'{result.name}: has more frames than the {n} of the prediction; '
-                            'give the video that was predicted')
+    for i,frame in enumerate(warm_frames(heat, every_frame(frames, n, result.name))):
         holds = next(holding)
         for *_,box in next(shown): paint_box(frame, box)
         says = band_says(i, holds, likely, None if curve is None else float(curve.scores[i]), fps)
         full = float(bar[i]) if bar is not None else float(bool(holds))
         yield painted_frame(frame, says, full, tick, bool(hot[i]) if bar is not None else bool(holds))
-    if i+1<n:
-        raise DataError(f'{result.name}: has {i+1} frames, the prediction {n}; give the video that was predicted')

@@ -6,7 +6,6 @@
 __all__ = ['VideoPrediction']
 
 # %% ../../nbs/results/09_video_scores.ipynb #6da92a13
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -23,11 +22,11 @@ from .localization import runs
 from .overlay import shown_range
 from .record import Result
 from .record import as_source
-from .record import known_source
+from .video_answer import VideoAnswer
 
 # %% ../../nbs/results/09_video_scores.ipynb #e21c166b
 @dataclass(eq=False, repr=False)
-class VideoPrediction:
+class VideoPrediction(VideoAnswer):
     "What a video looks like to a model. Raises `DataError` for what does not fit together"
     name:str # the video's file name
     path:str # the video itself, or its folder of frames; it may be gone by the time the prediction is looked at
@@ -40,6 +39,7 @@ class VideoPrediction:
     scores:np.ndarray|None = None # anomaly score per source frame, (n_frames,); None is 1-p(normal)
     source:dict|None = None # who says it: system, run, checkpoint; None: unknown
 
+    heads,shows = ('from', 'to', 'class', 'peak', 'mean'), 'anomaly score'
     def __post_init__(self):
         self.name,self.path,self.source = str(self.name), str(self.path), as_source(self.source)
         self.fps,self.threshold,self.classes = float(self.fps), float(self.threshold), list(self.classes)
@@ -180,26 +180,3 @@ def result(self:VideoPrediction,
     if self.heat is not None:
         said |= dict(heat=Heat(self.heat, self.heat_frames, shown_range(self.heat)), boxes=Boxes(self.boxes()))
     return Result(Path(self.name).name, len(self), self.fps, said, self.source, path=self.path, **facts)
-
-# %% ../../nbs/results/09_video_scores.ipynb #3e4c9d84
-@patch
-def layers(self:VideoPrediction)->dict: return self.result().layers() # (Source, name) -> layer
-
-@patch
-def record(self:VideoPrediction)->dict:
-    return self.result().record() # what `<stem>.layers.json` holds, without the file
-
-# %% ../../nbs/results/09_video_scores.ipynb #ca4337e7
-@patch
-def __or__(self:VideoPrediction, other): return self.result()|other # what both say of the video, see `Result`
-
-@patch
-def from_source(self:VideoPrediction,
-    system:str|None=None, # name of the system that said it
-    run:str|None=None, # name of its run
-    checkpoint:str|None=None, # name of the checkpoint, such as step-000100
-)->VideoPrediction:
-    "The same, said by this source where none was named"
-    res = copy.copy(self)
-    res.source = known_source(self.source, system, run, checkpoint)
-    return res
