@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['known_classes', 'make_backbone', 'make_detector', 'AdaTAD', 'digest_of']
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #b22f7e85
+# %% ../../../nbs/systems/adatad/02_system.ipynb #baabad38
 import hashlib
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from types import SimpleNamespace
 from ...core import CheckpointError
 from ...core import ConfigError
+from ...core import DataError
 from ...data.augmentation import recolour
 from ...losses.detection import DetectionLoss
 from ...models.actionformer import ActionFormer
@@ -27,9 +29,15 @@ from .checks import asleep
 from .checks import levels_without_work
 from .config import METRIC
 from .config import SHAPE
+from .data import batch_with_host
+from .predict import predict_video
+from .predict import raw_videos
+from .scan import ActionScan
+from .scan import candidates
+from ...train.feed import to_device
 from ...train.system import System
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #a57ca50b
+# %% ../../../nbs/systems/adatad/02_system.ipynb #99ec9c94
 def known_classes(
     cfg, # `Config`
     facts, # from data and system, perhaps through a card; None: the configuration has them
@@ -48,7 +56,7 @@ def known_classes(
         raise CheckpointError('facts.classes: must be a list of different names; take the card from the run again')
     return classes
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #385b4b6d
+# %% ../../../nbs/systems/adatad/02_system.ipynb #26b7546c
 def make_backbone(
     cfg, # `Config`
 ): # `VideoMAE` with random weights, or None where features take its place
@@ -71,7 +79,7 @@ def make_detector(
                         d.abs_position, d.ranges, d.head_channels, d.head_convs, d.path_drop, d.reference,
                         input_drop=d.input_drop, layer_scale=d.layer_scale)
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #0123c690
+# %% ../../../nbs/systems/adatad/02_system.ipynb #13c67841
 class AdaTAD(System):
     "Video transformer with adapters and detector; `loss` trains them, `look` uses them"
     metric,metric_mode = METRIC, 'max'
@@ -98,7 +106,7 @@ class AdaTAD(System):
         silent = levels_without_work(self.seen, self.criterion)
         return [*asleep(self), *(f'detector.rpn_head.scale.{l}.scale' for l,s in enumerate(silent) if s)]
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #b3ed7a89
+# %% ../../../nbs/systems/adatad/02_system.ipynb #fa72d0df
 @patch
 def features(self:AdaTAD, batch):
     "What the detector sees, (B, channels, window)"
@@ -126,7 +134,45 @@ def loss(self:AdaTAD, batch):
         self.seen = [*self.seen[-63:], (held, segments, labels)]
     return dict(loss=found['loss'], **{'loss/cls': found['cls'], 'loss/reg': found['reg']})
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #2a3bb1e0
+# %% ../../../nbs/systems/adatad/02_system.ipynb #15c9e065
+@patch
+@torch.no_grad()
+def look(self:AdaTAD, batch)->list: # (video, row, seconds of the video, `Window`) of each window
+    "The candidates of each window"
+    out,host = self.answers(batch), batch.get('host', {})
+    found = self.detector.decode(out)
+    sizes = [len(s) for s,_ in found]
+    flat = torch.cat([torch.cat(pair, 1) for pair in found]).float().cpu().numpy()
+    def value(k): return host[k] if k in host else batch[k].cpu().numpy()
+    rows,clocks,fps,strides,durations = map(value, ('row', 'clock', 'fps', 'stride', 'duration'))
+    levels = None
+    if self.cfg.score.top_of=='level': levels = torch.stack([m.sum(1) for m in out.masks], 1).tolist()
+    res = []
+    for i,(name,x) in enumerate(zip(batch['name'], np.split(flat, np.cumsum(sizes)[:-1]))):
+        w = candidates((x[:,:2], x[:,2:]), self.cfg.score, clocks[i], float(strides[i]/fps[i]), float(durations[i]),
+                       levels and levels[i])
+        res.append((name, tuple(rows[i].tolist()), float(durations[i]), w))
+    return res
+
+@patch
+def scan(self:AdaTAD, data, split):
+    "→ a fresh `ActionScan` for a pass over a split"
+    return ActionScan(self.cfg, data.split(split), split, self.classes, self.calibration)
+
+@patch
+def predict(self:AdaTAD,
+    source, # a video, a folder of pictures, or a folder of videos
+    mine=list, # picks from the list of its videos those that are wanted
+): # generator
+    "→ an `ActionPrediction` for each video, and for one that is damaged its `DataError`"
+    device = self.criterion.normalizer.device
+    def look(batch): return self.look(to_device(batch, device))
+    for path in mine(raw_videos(source)):
+        try: found = predict_video(path, look, batch_with_host, self.cfg, self.classes, self.calibration)
+        except DataError as e: found = e
+        yield found
+
+# %% ../../../nbs/systems/adatad/02_system.ipynb #3e9ff2d0
 @patch
 def trained(self:AdaTAD)->tuple: # adapters, the rest of the backbone: name → parameter
     "What trains of the backbone"
@@ -145,7 +191,7 @@ def groups(self:AdaTAD):
     return [dict(name=name, params=list(ps.values()), lr=o.lr*rate, weight_decay=decay)
             for name,ps,rate,decay in rows if ps]
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #415d482e
+# %% ../../../nbs/systems/adatad/02_system.ipynb #00ca54fe
 @patch
 def frozen_weights(self:AdaTAD)->dict: # name → parameter
     "What no step may change"
@@ -165,7 +211,7 @@ def parts(self:AdaTAD):
     if not (m.frozen and m.pretrained): return res | dict(backbone=self.backbone)
     return res | dict(adapters=self.adapted()) if self.backbone.adapters else res
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #e63368d8
+# %% ../../../nbs/systems/adatad/02_system.ipynb #f41e4a8c
 def digest_of(
     named:dict, # name → tensor
 )->str: # hexadecimal
@@ -193,7 +239,7 @@ def check_provenance(self:AdaTAD, known, where):
                           f"of {f'{was!r:.80}'.strip(chr(39))}); give the file it came from with --model.weights, or "
                           'another --name')
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #a14f267c
+# %% ../../../nbs/systems/adatad/02_system.ipynb #0507d896
 @patch
 def start(self:AdaTAD,
     fresh:bool, # a run begins; else a checkpoint brings what trains
@@ -223,7 +269,7 @@ def load_reference(self:AdaTAD,
     if running: self.criterion.normalizer.fill_(float(held[running]))
     return [k for k in held if k in unused and k!=running]
 
-# %% ../../../nbs/systems/adatad/02_system.ipynb #3d95da56
+# %% ../../../nbs/systems/adatad/02_system.ipynb #e21ebdfd
 @patch
 def gradient_checkpointing(self:AdaTAD):
     "Recompute the blocks of the transformer in the backward pass"
