@@ -190,3 +190,18 @@ def test_waits_are_counted(on_cuda, work, kind):
         x = torch.ones(3).to('cuda', non_blocking=True)
         work(x)
     assert [k for k,_ in device.waits]==([kind] if kind else []), device.listed()
+
+# ---------------------------------------------------------------- colours of a clip
+def test_colours_of_clips_wait_for_nothing(on_cuda):
+    from vadnb.data.augmentation import OPERATIONS, ColourDraw, recolour
+    frames = torch.randint(0, 256, (2, 6, 3, 16, 16), dtype=torch.uint8)
+    values = dict(Posterize=3, Solarize=230., Cutout=(.18, .5, .5))
+    jitter = (('hue', .05), ('contrast', .7), ('saturation', 1.3), ('brightness', .9))
+    draws = [ColourDraw(tuple((n, values.get(n, 1.72)) for n in OPERATIONS[5:]), jitter), ColourDraw()]
+    with on_cuda() as device:
+        batch = to_device(dict(frames=frames, colour=draws), DEVICE)
+        device.waits.clear()
+        out = recolour(batch['frames'], batch['colour'])
+        assert on_device(out) and device.total==0, device.waits
+        out = out.cpu()
+    assert torch.equal(out, recolour(frames, draws))

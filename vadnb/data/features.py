@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'SUFFIXES', 'chosen', 'raw_features', 'layout_of', 'time_first', 'FeatureSource']
 
-# %% ../../nbs/data/28_features.ipynb #04e16db1
+# %% ../../nbs/data/28_features.ipynb #1223f907
 from pathlib import Path
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from .time_grid import ClipForm
 from .time_grid import LaidVideo
 from .time_grid import even_clock
 
-# %% ../../nbs/data/28_features.ipynb #138a6b1b
+# %% ../../nbs/data/28_features.ipynb #5da73a61
 NAMES = ('feats', 'features', 'feature', 'x', 'arr_0')
 SUFFIXES = ('.npy', '.npz', '.pt', '.pth')
 
@@ -53,7 +53,7 @@ def raw_features(
         raise DataError(f'{path}: holds {said}; features are (T, C) or (C, T)')
     return res
 
-# %% ../../nbs/data/28_features.ipynb #a949950e
+# %% ../../nbs/data/28_features.ipynb #6e0bcaf1
 def layout_of(
     shape, # of two axes
     channels:int, # C
@@ -77,7 +77,7 @@ def time_first(
         raise DataError(f'{path}: holds NaN or infinity; compute its features again')
     return x.T.contiguous() if layout=='CT' else x.contiguous()
 
-# %% ../../nbs/data/28_features.ipynb #ec551d9a
+# %% ../../nbs/data/28_features.ipynb #14b20555
 class FeatureSource:
     "Clips out of feature files: `lay` a video, read one `clip`, `stream` all windows"
     key = 'features'
@@ -110,7 +110,7 @@ class FeatureSource:
         x = raw_features(path)
         return time_first(x, layout_of(x.shape, self.channels, path) or self.common_layout(path), path)
 
-# %% ../../nbs/data/28_features.ipynb #0adc6bf6
+# %% ../../nbs/data/28_features.ipynb #b605f90e
 @patch
 def common_layout(self:FeatureSource,
     path:Path, # a file that fits both ways
@@ -148,7 +148,7 @@ def lay(self:FeatureSource,
     self.laid[video.name] = res
     return res
 
-# %% ../../nbs/data/28_features.ipynb #bf43ca1d
+# %% ../../nbs/data/28_features.ipynb #d7ca214e
 @patch
 def clip(self:FeatureSource,
     video:ActionVideo, # of an annotation
@@ -157,20 +157,30 @@ def clip(self:FeatureSource,
     rng=None, # of no meaning: features are not augmented
 )->dict: # features (C, window) float32
     "The features of a clip"
-    laid,x = self.lay(video),self.read(video).T
+    return self.cut(self.read(video), self.window(self.lay(video)), start, length)
+
+@patch
+def cut(self:FeatureSource,
+    x:Tensor, # (T, C), all of a video
+    window:int, # positions of the result
+    start:int, # first position
+    length:int|None, # positions with something in them; None: the whole window
+)->dict: # features (C, window) float32
+    "A part of the features, channels first, filled up with zeros"
     if self.form.resize:
-        return dict(features=F.interpolate(x[None], size=self.form.window, mode='linear', align_corners=False)[0])
-    window = self.window(laid)
-    part = x[:, start:start+(window if length is None else length)]
+        return dict(features=F.interpolate(x.T[None], size=window, mode='linear', align_corners=False)[0])
+    part = x[start:start+(window if length is None else length)].T
     return dict(features=F.pad(part, (0, window-part.shape[1])))
 
+# %% ../../nbs/data/28_features.ipynb #b3c5fef2
 @patch
 def stream(self:FeatureSource,
     video:ActionVideo, # of an annotation
     rows:np.ndarray, # (k, 2) half-open windows in positions
 ): # generator of dicts with features (C, window)
     "The windows of a video one after the other"
-    for s,e in rows.tolist(): yield self.clip(video, s, e-s)
+    x,window = self.read(video),self.window(self.lay(video))
+    for s,e in rows.tolist(): yield self.cut(x, window, s, e-s)
 
 @patch(cls_method=True)
 def below(cls:FeatureSource,
