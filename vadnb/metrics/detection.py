@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOLS', 'TIOUS', 'judge', 'recall_table', 'checked_choices', 'label_table', 'detection_map', 'soft_nms',
            'fuse_video_scores', 'merge_windows', 'to_seconds', 'top_candidates']
 
-# %% ../../nbs/metrics/52_detection.ipynb #4be741bc
+# %% ../../nbs/metrics/52_detection.ipynb #dd118b25
 import numpy as np
 from ..core import ConfigError
 from .matching import Segments, average_precision_table, match_pairs, overlapping_pairs
@@ -16,7 +16,7 @@ from .suppression import soft_nms
 from .candidates import fuse_video_scores, merge_windows, to_seconds, top_candidates
 _all_ = ['soft_nms', 'fuse_video_scores', 'merge_windows', 'to_seconds', 'top_candidates']
 
-# %% ../../nbs/metrics/52_detection.ipynb #48853f5f
+# %% ../../nbs/metrics/52_detection.ipynb #903f8165
 PROTOCOLS = ('activitynet', 'thumos')
 
 def judge(
@@ -39,7 +39,7 @@ def judge(
         unsure[overlapping_pairs(found, ambiguous, np.nextafter(0, 1), by_label=False)[0]] = True
     return taken, unsure&(taken<0)
 
-# %% ../../nbs/metrics/52_detection.ipynb #a41937ae
+# %% ../../nbs/metrics/52_detection.ipynb #d3dd811a
 def recall_table(
     found:Segments, truth:Segments, # detections in the order in which they are taken, and events
     classes:int, # how many labels
@@ -61,7 +61,7 @@ def recall_table(
             res[:,i,j] = np.bincount(truth.label[hit], minlength=classes)/np.maximum(events, 1)
     return res
 
-# %% ../../nbs/metrics/52_detection.ipynb #664dda29
+# %% ../../nbs/metrics/52_detection.ipynb #aad17f90
 TIOUS = (.3, .4, .5, .6, .7) # of THUMOS-14; ActivityNet has .5 to .95 in steps of .05
 
 def checked_choices(
@@ -88,7 +88,7 @@ def label_table(
     events = np.bincount(t.truth.label, minlength=len(t.classes))
     return average_precision_table(taken>=0, mine, events, range(len(events)), protocol=='activitynet', ignored, place)
 
-# %% ../../nbs/metrics/52_detection.ipynb #f6930aec
+# %% ../../nbs/metrics/52_detection.ipynb #5b0edd6a
 def _named(
     kind:str, # 'map' or 'baseline/map'
     ap:np.ndarray, # (C, T)
