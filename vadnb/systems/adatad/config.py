@@ -8,7 +8,7 @@ __all__ = ['METRIC', 'SIZES', 'SHAPE', 'RANGES', 'DATA_RULES', 'FEED_RULES', 'MO
            'ModelConfig', 'AdapterConfig', 'DetectorConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'is_pair',
            'is_range', 'levels', 'share', 'check_conflicts', 'check_window', 'check_patches', 'Config']
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #209b3ecf
+# %% ../../../nbs/systems/adatad/00_config.ipynb #7c7a6689
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Literal
@@ -17,7 +17,7 @@ from ...core import ConfigError
 from ...data.annotation import PLACES
 from ...train.system import RunConfig
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #07eabbe1
+# %% ../../../nbs/systems/adatad/00_config.ipynb #d5a8bc2c
 METRIC = 'map/mean' # what makes a checkpoint the best one, where nothing else is asked for
 
 @dataclass(kw_only=True)
@@ -46,7 +46,7 @@ class DataConfig:
     size:list[int] = field(default_factory=lambda: [160, 160]) # height and width of what the network sees, pixels
     short_side:int = 182 # training frames have it before they are cropped; in testing `size` is cut out of the middle
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #0d0c05e4
+# %% ../../../nbs/systems/adatad/00_config.ipynb #9ec09224
 @dataclass(kw_only=True)
 class CacheConfig:
     "Decoded frames on disk"
@@ -60,8 +60,9 @@ class FeatureConfig:
     folder:str|None = None # below data_root, with <name>.npy, .npz or .pt; null: videos are read
     channels:int = 2048 # numbers per feature
     clip:int = 16 # source frames that one feature saw: its time is the middle of them
+    whole:bool = False # a test window is a whole video, however long, as ActionFormer has it
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #0be16bc2
+# %% ../../../nbs/systems/adatad/00_config.ipynb #efd6885c
 @dataclass(kw_only=True)
 class AugmentConfig:
     "What is done to training clips"
@@ -73,7 +74,7 @@ class AugmentConfig:
     magnitude:float = 9. # how strong they are, up to 10
     jitter:list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5, 0.1]) # brightness, contrast, saturation, hue
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #62a60d52
+# %% ../../../nbs/systems/adatad/00_config.ipynb #6c02974f
 SIZES = dict( # width, blocks, heads, patch, MLP
     S=(384, 12, 6, 16, 4.), B=(768, 12, 12, 16, 4.), L=(1024, 24, 16, 16, 4.), H=(1280, 32, 16, 16, 4.),
     g=(1408, 40, 16, 14, 48/11))
@@ -102,7 +103,7 @@ class ModelConfig:
 
 SHAPE = 'dim', 'depth', 'heads', 'patch_size', 'mlp_ratio'
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #7286aa26
+# %% ../../../nbs/systems/adatad/00_config.ipynb #feec8631
 @dataclass(kw_only=True)
 class AdapterConfig:
     "What is learned inside the frozen backbone"
@@ -131,7 +132,7 @@ class DetectorConfig:
 
 RANGES = (0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000)
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #1a563deb
+# %% ../../../nbs/systems/adatad/00_config.ipynb #fdb0e6f0
 @dataclass(kw_only=True)
 class LossConfig:
     "Focal loss of classes and DIoU of segments"
@@ -149,7 +150,7 @@ class RateConfig:
     adapters:float = 2. # inside the backbone
     backbone:float = 0.1 # where it is not frozen
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #3501089f
+# %% ../../../nbs/systems/adatad/00_config.ipynb #f5a8eda9
 @dataclass(kw_only=True)
 class ScoreConfig:
     "From places of windows to segments of a video"
@@ -173,7 +174,7 @@ class ScoreConfig:
     protocol:Literal['activitynet', 'thumos'] = 'activitynet' # interpolated AP, or the official THUMOS-14 one
     unknown:Literal['error', 'drop', 'count'] = 'error' # detections of videos that the annotation lacks
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #f3f9ef62
+# %% ../../../nbs/systems/adatad/00_config.ipynb #91656589
 def is_pair(v): return len(v)==2 and min(v)>0
 def is_range(v, top=float('inf')): return len(v)==2 and 0<v[0]<=v[1]<=top
 def levels(c): return c.detector.arch[2]+1 if len(c.detector.arch)==3 else 0 # of the pyramid
@@ -195,7 +196,7 @@ DATA_RULES = [
     ('data.paths', lambda c: bool(c.data.paths), 'at least one pattern'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #9631ab99
+# %% ../../../nbs/systems/adatad/00_config.ipynb #aa70a14d
 FEED_RULES = [
     ('cache.gb', lambda c: c.cache.gb>0, 'above 0'),
     ('features.channels', lambda c: c.features.channels>=1, '1 or more'),
@@ -209,7 +210,7 @@ FEED_RULES = [
         'brightness, contrast, saturation and hue, 0 or more, hue at most 0.5'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #a04e1b3d
+# %% ../../../nbs/systems/adatad/00_config.ipynb #acda4ea8
 MODEL_RULES = [
     ('model.heads', lambda c: c.model.value('dim')%c.model.value('heads')==0, 'a divisor of the width of a token'),
     ('model.frames', lambda c: c.model.frames%c.model.tubelet==0, 'a multiple of model.tubelet'),
@@ -232,7 +233,7 @@ DETECTOR_RULES = [
     ('detector.layer_scale', lambda c: c.detector.layer_scale>0, 'above 0'),
 ]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #40c38555
+# %% ../../../nbs/systems/adatad/00_config.ipynb #02745651
 LOSS_RULES = [
     ('loss.normalizer', lambda c: c.loss.normalizer>0, 'above 0'),
     ('loss.momentum', lambda c: share(c.loss.momentum), '0 or more, and below 1'),
@@ -256,7 +257,7 @@ SCORE_RULES = [
 ]
 RULES = [*DATA_RULES, *FEED_RULES, *MODEL_RULES, *DETECTOR_RULES, *LOSS_RULES, *SCORE_RULES]
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #64c31f21
+# %% ../../../nbs/systems/adatad/00_config.ipynb #1ae030b6
 CONFLICTS = [
     (lambda c: not c.model.pretrained and c.model.weights,
         "'model.weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them"),
@@ -282,7 +283,7 @@ def check_conflicts(
         if meet(cfg):
             raise ConfigError(says)
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #511d1a6d
+# %% ../../../nbs/systems/adatad/00_config.ipynb #b95f164f
 def check_window(
     cfg, # `Config`
 ):
@@ -304,7 +305,7 @@ def check_patches(
         raise ConfigError(f"'data.size' {h}x{w} does not divide into patches of {p}; use "
                           f"{max(1, round(h/p))*p}x{max(1, round(w/p))*p}")
 
-# %% ../../../nbs/systems/adatad/00_config.ipynb #01781949
+# %% ../../../nbs/systems/adatad/00_config.ipynb #0096aac6
 @dataclass(kw_only=True)
 class Config(RunConfig):
     "Everything that makes a run of adatad"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'raw_videos', 'threshold_of', 'raw_windows', 'uneven', 'in_batches', 'predict_video']
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #790bd449
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #c265af69
 from itertools import islice
 from pathlib import Path
 import numpy as np
@@ -20,7 +20,7 @@ from ...results.segment_threshold import as_threshold
 from .data import make_source
 from .scan import suppression
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #eb672ce8
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #10725fab
 def raw_videos(
     source, # a video, a folder of pictures, or a folder of videos
 )->list: # paths, in the order of their names
@@ -30,7 +30,7 @@ def raw_videos(
     found = [p for p in sorted(source.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith('.')]
     return found or [source]
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #b2611a9c
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #9b8055ca
 DEFAULT = 0.3 # where neither a person nor validation data have set one
 
 def threshold_of(
@@ -42,7 +42,7 @@ def threshold_of(
     if cfg.score.threshold is not None: return cfg.score.threshold, None
     return (known.threshold, known) if known else (DEFAULT, None)
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #c99f9f9d
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #c066b687
 def raw_windows(
     path, # a video, or a folder of pictures
     cfg, # `Config`
@@ -63,7 +63,7 @@ def uneven(
     steps = np.diff(clock.times)
     return None if np.allclose(steps, steps.mean(), rtol=.01, atol=1e-3) else clock.times[:-1].tolist()
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #7592b2b3
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #e86a8c47
 def in_batches(
     samples, # iterable
     size:int, # of a batch

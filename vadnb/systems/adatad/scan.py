@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Window', 'window_seconds', 'candidates', 'read_video_scores', 'ActionScan', 'suppression', 'draw_lanes']
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #6775d3b0
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #ecaf7d8c
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from ...results.segment_threshold import as_plain
 from ...results.segment_threshold import best_threshold
 from ...train.system import Scan
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #e39d0244
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #25afbbce
 class Window(NamedTuple):
     "Candidates of one window"
     segments:np.ndarray # seconds, (n, 2) float32
@@ -46,7 +46,7 @@ def window_seconds(
     outside = np.minimum(positions, 0)+np.maximum(positions-n, 0)
     return np.clip(inside+outside*step, 0, duration)
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #52eda0dd
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #ebfd0e2e
 def candidates(
     found, # (segments (N, 2) in positions, scores (N, classes)), arrays
     s, # `ScoreConfig`
@@ -59,7 +59,7 @@ def candidates(
     segments,scores,labels = top_candidates(*found, s.least, s.top, levels if s.top_of=='level' else None)
     return Window(window_seconds(segments, clock, step, duration).astype(np.float32), scores.astype(np.float32), labels)
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #2d2f7fb7
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #54a296b9
 def read_video_scores(
     path, # JSON: video → {class: score}, or [{label, score}], perhaps below 'results'
     classes:list, # names that count
@@ -80,7 +80,7 @@ def read_video_scores(
         res[name] = np.array([v.get(c, 0.) for c in classes], np.float64)
     return res
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #aa91cb04
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #606ca57b
 class ActionScan(Scan):
     "Candidates of the windows of one split, by video and place"
     held = ('items',)
@@ -109,7 +109,7 @@ class ActionScan(Scan):
         self.merged = None
         return self
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #e3871f14
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #f46ee5e0
 def suppression(
     s, # `ScoreConfig`
 )->dict: # keyword arguments of `merge_windows`
@@ -145,7 +145,7 @@ def detections(self:ActionScan)->dict: # video → list of (label, start, end, s
     self.merged = res
     return res
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #74c093eb
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #df899889
 @patch
 def truth(self:ActionScan)->dict: # video → list of (label, start, end), seconds
     "What is to be found, as this scan names it"
@@ -168,7 +168,7 @@ def metrics(self:ActionScan)->dict:
     res = detection_map(found, truth, s.tious, s.unknown, s.recall_k, s.protocol, self.durations)
     return res | (self.details() if self.split=='test' else {})
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #26ed2a8b
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #34bb1274
 @patch
 def details(self:ActionScan)->dict: # metrics
     "What each class and length is worth, and the kinds of mistakes"
@@ -180,7 +180,7 @@ def calibration(self:ActionScan):
     if self.split!='valid': return None
     return as_plain(best_threshold(self.detections(), self.truth(), .5, 'validation', self.cfg.score.unknown))
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #adff0800
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #39e9a99b
 def draw_lanes(
     ax, # matplotlib Axes
     rows:list, # (label, start, end, score or None) of one video
