@@ -145,7 +145,8 @@ def pretend_cuda():
     own = dict(is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0,
                set_device=lambda device: None, _lazy_init=lambda: None, get_rng_state_all=lambda: [],
                manual_seed=lambda seed: None, manual_seed_all=lambda seed: None,
-               max_memory_allocated=lambda device=None: 0, synchronize=lambda device=None: None)
+               max_memory_allocated=lambda device=None: 0, synchronize=lambda device=None: None,
+               is_current_stream_capturing=lambda: False)
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     if not torch.cuda.is_available(): torch._C._ensureCUDADeviceGuardSet()
     with pytest.MonkeyPatch.context() as patched:
