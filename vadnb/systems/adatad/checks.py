@@ -43,7 +43,7 @@ class StartCheck(Check):
             self.find('note', f"{len(names)} tensors of {self.learner.cfg.model.weights} have no place in this model "
                       f"and were left out ({a_few_of(names)})", names=names)
 
-# %% ../../../nbs/systems/adatad/04_checks.ipynb #01cd19b8
+# %% ../../../nbs/systems/adatad/04_checks.ipynb #9b88eded
 class LostActionsCheck(Check):
     "Actions that no window holds or no level takes"
     code,what = 'lost_actions', 'windows hold the annotated actions, and levels of the pyramid take them'
@@ -53,13 +53,14 @@ class LostActionsCheck(Check):
         if not len(lengths): return
         lost = never_held(lengths, c.data.window, c.data.overlap)[0] if not c.data.whole else 0
         if lost>.01*len(lengths):
-            self.find('warning', f'{lost} of {len(lengths)} training actions are longer than any window holds to a share '
-                      f'of {c.data.overlap:g} and are never learned: raise data.window or data.stride', key='window')
+            self.find('warning', f'{lost} of {len(lengths)} training actions are longer than any window holds to a '
+                      f'share of {c.data.overlap:g} and are never learned: raise data.window or data.stride',
+                      key='window')
         sure = learnable(lengths, c.detector.ranges, c.loss.radius, 4)
         lost = int((sure==0).sum())
         if lost>.01*len(lengths):
-            self.find('warning', f'{lost} of {len(lengths)} training actions lie in the range of no level and are never '
-                      'learned: change detector.ranges, or data.stride', key='level')
+            self.find('warning', f'{lost} of {len(lengths)} training actions lie in the range of no level and are '
+                      'never learned: change detector.ranges, or data.stride', key='level')
 
 # %% ../../../nbs/systems/adatad/04_checks.ipynb #208599d7
 class ChosenHereCheck(Check):

@@ -6,7 +6,7 @@
 __all__ = ['HOST', 'FEATURE_SUFFIXES', 'clip_form', 'augmentation', 'frame_cache', 'make_source', 'batch_with_host', 'ActionData',
            'feature_files', 'decoding_row', 'dropped_rows']
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #b6dbb099
+# %% ../../../nbs/systems/adatad/01_data.ipynb #5569c438
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from ...data.time_grid import ClipForm
 from ...data.video import VideoReader
 from ...train.system import Data
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #e0ccf436
+# %% ../../../nbs/systems/adatad/01_data.ipynb #e52019f8
 def clip_form(
     cfg, # `Config`
 )->ClipForm:
@@ -45,7 +45,7 @@ def augmentation(
     b,c,s,h = a.jitter
     return ClipAugmentation(tuple(a.area), tuple(a.aspect), a.flip, a.operations, a.magnitude, b, c, s, h)
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #9f636a00
+# %% ../../../nbs/systems/adatad/01_data.ipynb #b4593de9
 def frame_cache(
     cfg, # `Config`
     files, # of the videos
@@ -72,7 +72,7 @@ def make_source(
     if not train: return VideoSource(files, form, least=least)
     return VideoSource(files, form, augmentation(cfg), frame_cache(cfg, list(files.values())), least)
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #b79c9aab
+# %% ../../../nbs/systems/adatad/01_data.ipynb #91eea5ab
 HOST = 'segments', 'labels', 'row', 'clock', 'fps', 'stride', 'duration'
 
 def batch_with_host(
@@ -83,7 +83,7 @@ def batch_with_host(
     def plain(v): return [x.numpy() for x in v] if isinstance(v, list) else v.numpy().copy()
     return res | dict(host={k: plain(res[k]) for k in HOST if k in res})
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #eb2c3066
+# %% ../../../nbs/systems/adatad/01_data.ipynb #be83459b
 class ActionData(Data):
     "Annotated videos, by subset"
     noun = 'videos'
@@ -115,7 +115,7 @@ class ActionData(Data):
 
     def collate(self, items): return batch_with_host(items)
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #6f84e41f
+# %% ../../../nbs/systems/adatad/01_data.ipynb #638ff3e0
 FEATURE_SUFFIXES = '.npy', '.npz', '.pt', '.pth'
 
 def feature_files(
@@ -129,11 +129,11 @@ def feature_files(
     lost = [n for n,p in found.items() if p is None]
     if lost and (missing=='error' or len(lost)==len(found)):
         raise DataError(f'{folder}: has no features of {len(lost)} of {len(found)} videos, such as {lost[0]} (as '
-                        f"{', '.join(FEATURE_SUFFIXES)}); compute them, or leave these videos out with data.missing drop")
+                        f"{', '.join(FEATURE_SUFFIXES)}); compute them, or leave these out with data.missing drop")
     if annotation is not None: annotation.dropped += [(n, None, 'no file') for n in lost]
     return {n: p for n,p in found.items() if p is not None}
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #de4745e1
+# %% ../../../nbs/systems/adatad/01_data.ipynb #dad356dc
 @patch
 def files(self:ActionData,
     names, # of videos
@@ -156,7 +156,7 @@ def videos(self:ActionData,
     if train: return ActionClips(self.annotation, list(files), source, d.overlap, tuple(d.length), **how)
     return ActionWindows(self.annotation, list(files), source, d.test_overlap, d.overlap, **how)
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #c46f1237
+# %% ../../../nbs/systems/adatad/01_data.ipynb #af6e73af
 @patch
 def seconds(self:ActionData,
     split:str, # train | valid | test
@@ -183,7 +183,7 @@ def lengths(self:ActionData,
              for v in self.split(split).videos for _,s,e in v.events]
     return np.array(parts, float)*d.window
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #6b748557
+# %% ../../../nbs/systems/adatad/01_data.ipynb #41e478a6
 def decoding_row(
     what:str, # name of the split
     items, # `ActionClips` or `ActionWindows`
@@ -210,7 +210,7 @@ def dropped_rows(
              for video,event,why in annotation.dropped]
     return [('left out', None, '; '.join(named[:4])+(f'; and {len(named)-4} more' if len(named)>4 else ''))]
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #48a35c0a
+# %% ../../../nbs/systems/adatad/01_data.ipynb #aed640b2
 @patch
 def rows(self:ActionData):
     "→ (what, whether it holds, detail) for `vadnb verify`; None is a warning"

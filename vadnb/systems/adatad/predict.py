@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'raw_videos', 'threshold_of', 'raw_windows', 'uneven', 'in_batches', 'predict_video']
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #c265af69
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #790bd449
 from itertools import islice
 from pathlib import Path
 import numpy as np
@@ -20,7 +20,7 @@ from ...results.segment_threshold import as_threshold
 from .data import make_source
 from .scan import suppression
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #10725fab
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #eb672ce8
 def raw_videos(
     source, # a video, a folder of pictures, or a folder of videos
 )->list: # paths, in the order of their names
@@ -30,7 +30,7 @@ def raw_videos(
     found = [p for p in sorted(source.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith('.')]
     return found or [source]
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #9b8055ca
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #b2611a9c
 DEFAULT = 0.3 # where neither a person nor validation data have set one
 
 def threshold_of(
@@ -42,7 +42,7 @@ def threshold_of(
     if cfg.score.threshold is not None: return cfg.score.threshold, None
     return (known.threshold, known) if known else (DEFAULT, None)
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #c066b687
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #5ffd7d2a
 def raw_windows(
     path, # a video, or a folder of pictures
     cfg, # `Config`
@@ -50,8 +50,8 @@ def raw_windows(
 )->ActionWindows:
     "The windows of a video that nobody annotated"
     if cfg.features.folder:
-        raise ConfigError("'features.folder' is set: this model reads feature files and cannot look at a video; predict "
-                          'with a model that has a backbone')
+        raise ConfigError("'features.folder' is set: this model reads feature files and cannot look at a video; "
+                          'predict with a model that has a backbone')
     name = Path(path).stem
     annotation = ActionAnnotation(str(path), list(classes), {name: ActionVideo(name)})
     return ActionWindows(annotation, [name], make_source(cfg, {name: path}), cfg.data.test_overlap)
@@ -63,7 +63,7 @@ def uneven(
     steps = np.diff(clock.times)
     return None if np.allclose(steps, steps.mean(), rtol=.01, atol=1e-3) else clock.times[:-1].tolist()
 
-# %% ../../../nbs/systems/adatad/05_predict.ipynb #e86a8c47
+# %% ../../../nbs/systems/adatad/05_predict.ipynb #7592b2b3
 def in_batches(
     samples, # iterable
     size:int, # of a batch

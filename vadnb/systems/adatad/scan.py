@@ -6,7 +6,7 @@
 __all__ = ['Window', 'window_seconds', 'candidates', 'read_video_scores', 'ActionScan', 'suppression', 'draw_lanes',
            'draw_causes']
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #9da01df0
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #91897207
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from ...results.segment_threshold import as_plain
 from ...results.segment_threshold import best_threshold
 from ...train.system import Scan
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #25afbbce
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #e39d0244
 class Window(NamedTuple):
     "Candidates of one window"
     segments:np.ndarray # seconds, (n, 2) float32
@@ -50,7 +50,7 @@ def window_seconds(
     outside = np.minimum(positions, 0)+np.maximum(positions-n, 0)
     return np.clip(inside+outside*step, 0, duration)
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #ebfd0e2e
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #52eda0dd
 def candidates(
     found, # (segments (N, 2) in positions, scores (N, classes)), arrays
     s, # `ScoreConfig`
@@ -63,7 +63,7 @@ def candidates(
     segments,scores,labels = top_candidates(*found, s.least, s.top, levels if s.top_of=='level' else None)
     return Window(window_seconds(segments, clock, step, duration).astype(np.float32), scores.astype(np.float32), labels)
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #54a296b9
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #2d2f7fb7
 def read_video_scores(
     path, # JSON: video → {class: score}, or [{label, score}], perhaps below 'results'
     classes:list, # names that count
@@ -84,7 +84,7 @@ def read_video_scores(
         res[name] = np.array([v.get(c, 0.) for c in classes], np.float64)
     return res
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #606ca57b
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #aa91cb04
 class ActionScan(Scan):
     "Candidates of the windows of one split, by video and place"
     held = ('items',)
@@ -113,7 +113,7 @@ class ActionScan(Scan):
         self.merged = None
         return self
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #f46ee5e0
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #e3871f14
 def suppression(
     s, # `ScoreConfig`
 )->dict: # keyword arguments of `merge_windows`
@@ -149,7 +149,7 @@ def detections(self:ActionScan)->dict: # video → list of (label, start, end, s
     self.merged = res
     return res
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #df899889
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #0100da94
 @patch
 def truth(self:ActionScan)->dict: # video → list of (label, start, end), seconds
     "What is to be found, as this scan names it"
@@ -167,12 +167,12 @@ def metrics(self:ActionScan)->dict:
     s,found,truth = self.cfg.score, self.detections(), self.truth()
     lost = sorted({*truth}-{*found})
     if lost:
-        warnings.warn(f'{len(lost)} videos were not looked at, such as {lost[0]}: what happens in them counts as missed',
-                      MetricWarning)
+        warnings.warn(f'{len(lost)} videos were not looked at, such as {lost[0]}: what happens in them counts as '
+                      'missed', MetricWarning)
     res = detection_map(found, truth, s.tious, s.unknown, s.recall_k, s.protocol, self.durations)
     return res | (self.details() if self.split=='test' else {})
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #9bd8f4b5
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #2a63f37c
 @patch
 def details(self:ActionScan)->dict: # metrics
     "What each class and length is worth; each kind of mistake with the mAP that its cure would give"
@@ -199,7 +199,7 @@ def calibration(self:ActionScan):
     if self.split!='valid': return None
     return as_plain(best_threshold(self.detections(), self.truth(), .5, 'validation', self.cfg.score.unknown))
 
-# %% ../../../nbs/systems/adatad/03_scan.ipynb #c611ee89
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #0dd172a2
 def draw_lanes(
     ax, # matplotlib Axes
     rows:list, # (label, start, end, score or None) of one video
@@ -209,7 +209,8 @@ def draw_lanes(
     "Segments as bars, the more certain the darker"
     for label,start,end,score in rows:
         colour = SERIES[classes.index(label)%len(SERIES)] if label in classes else 'grey'
-        ax.broken_barh([(start, end-start)], (y-.4, .8), facecolor=colour, alpha=.9 if score is None else .15+.75*score, lw=0)
+        alpha = .9 if score is None else .15+.75*score
+        ax.broken_barh([(start, end-start)], (y-.4, .8), facecolor=colour, alpha=alpha, lw=0)
 
 def draw_causes(
     causes:dict, # from `error_causes`
@@ -224,13 +225,16 @@ def draw_causes(
     ax.set_xlabel(f"points that mAP@0.5 ({100*causes['map']:.1f}) would gain without them", fontsize=6.5)
     return fig
 
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #bf710905
 @patch
 def told_share(self:ActionScan, name, least):
     "Share of a video's actions that some segment above `least` finds at an overlap of one half"
     truth,found = self.truth()[name], [r for r in self.detections().get(name, ()) if r[3]>=least]
-    def hit(e): return any(r[0]==e[0] and min(r[2], e[2])-max(r[1], e[1])>.5*(max(r[2], e[2])-min(r[1], e[1])) for r in found)
-    return np.mean([hit(e) for e in truth]) if truth else 1.
+    def alike(r, e): return min(r[2], e[2])-max(r[1], e[1])>.5*(max(r[2], e[2])-min(r[1], e[1]))
+    hits = [any(r[0]==e[0] and alike(r, e) for r in found) for e in truth]
+    return np.mean(hits) if truth else 1.
 
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #50c23fe3
 @patch
 def pictures(self:ActionScan)->dict:
     "→ 'timelines': truth and segments of telling videos; 'mistakes': what each kind costs"
