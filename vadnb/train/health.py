@@ -8,7 +8,7 @@ __all__ = ['HealthError', 'Check', 'Health', 'a_few_of', 'GroupsCheck', 'RatesCh
            'general_checks']
 
 # %% ../../nbs/train/54_health.ipynb #60eb9365
-import math, re
+import math
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -308,8 +308,10 @@ class BaselineCheck(Check):
     def after_fit(self):
         L = self.learner
         for key,limit in L.metrics.items():
-            if not (m := re.fullmatch(r'baseline/([^/]+)/(.+)', key)) or m[1] not in L.metrics: continue
-            name,value,trivial = m[1], L.metrics[m[1]], m[2]
+            name,_,trivial = key.removeprefix('baseline/').rpartition('/')
+            # of metrics by threshold the one that chooses the checkpoint speaks for all
+            if not key.startswith('baseline/') or name not in L.metrics or '/' in name and name!=L.metric: continue
+            value = L.metrics[name]
             sign = -1 if name==L.metric and L.metric_mode=='min' else 1
             if not math.isfinite(value) or not math.isfinite(limit) or sign*value>sign*limit: continue
             oracle = trivial.startswith('perfect')

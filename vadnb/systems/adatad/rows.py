@@ -36,7 +36,7 @@ def model_rows(
     return [*rows, ('backbone', None if m.frozen and not m.pretrained else True, says),
             ('memory', True, 'about '+', '.join(f'{v} {k}' for k,v in memory.items()))]
 
-# %% ../../../nbs/systems/adatad/07_rows.ipynb #5a7cd1c6
+# %% ../../../nbs/systems/adatad/07_rows.ipynb #a75540e6
 def action_row(
     c, # `Config`
     lengths:np.ndarray, # of training actions, in positions, (n,)
@@ -46,8 +46,8 @@ def action_row(
     never,cut = never_held(lengths, d.window, d.overlap) if not d.whole else (0, 0)
     lost = int((learnable(lengths, c.detector.ranges, c.loss.radius, 4)==0).sum())
     says = (f'{len(lengths)} from {lengths.min():.1f} to {lengths.max():.0f} positions, median '
-            f'{np.median(lengths):.1f}; {never} are longer than any window holds to a share of {d.overlap:g}, {cut} longer than a window; {lost} '
-            'lie in the range of no level')
+            f'{np.median(lengths):.1f}; {never} are longer than any window holds to a share of {d.overlap:g}, '
+            f'{cut} longer than a window; {lost} lie in the range of no level')
     return 'actions', None if never+lost>.01*len(lengths) else True, says
 
 def length_rows(
