@@ -4,6 +4,7 @@ from pathlib import Path
 import torch
 from vadnb.systems.registry import load_config
 from vadnb.train.feed import to_device
+from vadnb.worlds.motions import make_motions
 from vadnb.worlds.street import street_world
 from vadnb.worlds.textures import texture_world
 
@@ -14,6 +15,8 @@ from pretend_cuda import DEVICE, pretend_cuda
 FGCLIP = '''--loss.background_weight 1 --loss.quiet_weight 1 --bank.regions 16 --bank.clips 16 --bank.warmup 0
     --train.batch_size 4'''.split()
 UNIAD = '--data.cache off --train.batch_size 4'.split()
+# colours are changed on the device
+ADATAD = '--cache.use false --augment.use true --train.batch_size 4 --data.window 64'.split()
 
 def waits(cfg):
     "Waits of the second step, which reads the banks"
@@ -37,7 +40,10 @@ def rows():
         folder = Path(folder)
         street = street_world(folder/'street', videos=8, valid_videos=4, test_videos=2, size=(48, 64), frames=(32, 36))
         textures = texture_world(folder/'textures', ['dots'], train=16, good=2, defective=2, size=(96, 96))
+        motions = make_motions(folder/'motions', videos=8, valid_videos=1, test_videos=1, frames=(150, 160), rounds=(2, 3),
+                               rest=(10, 20))
         found = [('fgclip', load_config('fgclip_demo', ['--data_root', str(street.root), *FGCLIP]), 8),
-                 ('uniad', load_config('uniad_demo', ['--data_root', str(textures.root), *UNIAD]), 0)]
+                 ('uniad', load_config('uniad_demo', ['--data_root', str(textures.root), *UNIAD]), 0),
+                 ('adatad', load_config('adatad_demo', ['--data_root', str(motions.root), *ADATAD]), 0)]
         return [dict(work=f'waits for the GPU in a training step, {name}', count=waits(cfg), limit=most)
                 for name,cfg,most in found]

@@ -8,7 +8,7 @@ __all__ = ['HealthError', 'Check', 'Health', 'a_few_of', 'GroupsCheck', 'RatesCh
            'general_checks']
 
 # %% ../../nbs/train/54_health.ipynb #60eb9365
-import math, re
+import math
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -142,7 +142,10 @@ class GradientsCheck(Check):
         largest = torch._foreach_norm([g for _,g in with_grad], float('inf')) if with_grad else []
         values = torch.stack(largest).tolist() if with_grad else []
         alive = {k for (k,_),v in zip(with_grad, values) if v!=0}
-        self.without = {k: self.without.get(k, 0)+1 for k,_ in named if k not in alive}
+        silent = [k for k,_ in named if k not in alive]
+        # what the batch had no use for is neither alive nor dead
+        idle = {*L.system.idle()} if silent else ()
+        self.without = {k: self.without.get(k, 0)+(k not in idle) for k in silent}
         self.report(5)
 
     def after_fit(self): self.report(3)
@@ -305,8 +308,10 @@ class BaselineCheck(Check):
     def after_fit(self):
         L = self.learner
         for key,limit in L.metrics.items():
-            if not (m := re.fullmatch(r'baseline/([^/]+)/(.+)', key)) or m[1] not in L.metrics: continue
-            name,value,trivial = m[1], L.metrics[m[1]], m[2]
+            name,_,trivial = key.removeprefix('baseline/').rpartition('/')
+            # of metrics by threshold the one that chooses the checkpoint speaks for all
+            if not key.startswith('baseline/') or name not in L.metrics or '/' in name and name!=L.metric: continue
+            value = L.metrics[name]
             sign = -1 if name==L.metric and L.metric_mode=='min' else 1
             if not math.isfinite(value) or not math.isfinite(limit) or sign*value>sign*limit: continue
             oracle = trivial.startswith('perfect')

@@ -123,6 +123,7 @@ class System(nn.Module):
     def feed(self, data, fresh): return data # `Data` as training sees it, such as frozen features instead of images
     def after_step(self): "Constraints such as a clamp, after each optimizer step"
     def checks(self): return [] # health checks beside the general ones
+    def idle(self): return () # names of parameters that rightly get no gradient from the batches of this step
     def rows(self, data): return [] # (what, whether it holds, detail) for `vadnb verify`, beside those of the data
     def graph(self): return None # (module, tuple of example inputs) for TensorBoard's graph page
 

@@ -1,0 +1,278 @@
+"The whole of adatad in a very small world: train, stop, resume with twice the batch, evaluate, predict, report; bad input; two processes; real clips"
+import json, shutil, warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+from safetensors.torch import load_file, save_file
+from command import vadnb
+from test_processes import together
+from toy_system import StopAt, curve, rows
+from vadnb.core import CheckpointError, ConfigError, DataError, read_json, write_json
+from vadnb.systems.adatad.scan import ActionScan
+from vadnb.systems.registry import load_config, load_run
+from vadnb.train.checkpoint import find_checkpoint, read_part
+from vadnb.train.feed import look_through
+from vadnb.train.learner import fit
+from vadnb.worlds.motions import make_motions
+
+SMALL = '''--data.window 64 --model.dim 16 --model.depth 1 --model.heads 2 --detector.channels 16 --detector.heads 2
+    --detector.head_channels 16 --detector.arch [1,0,3] --train.batch_size 2 --train.steps 4 --train.evaluate_every 2
+    --train.save_every 2 --train.log_every 1 --train.progress false --train.trackers [] --train.device cpu --optim.warmup 0
+    --train.unit step --cache.use false --score.top 40 --score.most 40'''.split()
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    return make_motions(tmp_path_factory.mktemp('adatad')/'world', videos=4, valid_videos=2, test_videos=1,
+                        frames=(150, 160), rounds=(2, 3), rest=(10, 20), seed=1)
+
+def words(world, runs, name, *more): return ['--data_root', world.root, '--runs', runs, '--name', name, *SMALL, *map(str, more)]
+def config(world, runs, name, *more): return load_config('adatad_demo', [str(w) for w in words(world, runs, name, *more)])
+
+@pytest.fixture(autouse=True)
+def few_pictures(request, monkeypatch):
+    if 'run' not in request.fixturenames: monkeypatch.setattr(ActionScan, 'pictures', lambda self: {})
+
+def parameters(run, parts=('backbone', 'detector', 'normalizer')):
+    folder = find_checkpoint(run)
+    return {f'{p}.{k}': v for p in parts for k,v in read_part(folder, p).items()}
+
+# ---------------------------------------------------------------- the user's story
+
+@pytest.fixture(scope='module')
+def run(world, tmp_path_factory):
+    "Trained for two steps, then with twice the batch to the end"
+    folder = tmp_path_factory.mktemp('runs')
+    fit(config(world, folder, 'run', '--train.ema', .9), [StopAt(2)])
+    code,out,err = vadnb('train', '--config', 'adatad_demo', *words(world, folder, 'run', '--train.ema', .9, '--train.batch_size', 4))
+    assert code==0, err
+    return folder/'run'
+
+def test_a_run_goes_on_with_twice_the_batch(run):
+    log = read_rows(run)
+    assert [r['kind'] for r in log if r['kind'] in ('start', 'resume')]==['start', 'resume'] and log[-1]['status']=='done'
+    resumed = next(r for r in log if r['kind']=='resume')
+    assert resumed['changed']['train.batch_size']==[2, 4]
+    trained = [r for r in log if r['kind']=='train']
+    assert [r['step'] for r in trained]==[1, 2, 3, 4] and all(np.isfinite(r['loss']) for r in trained)
+    assert all(r['loss']==pytest.approx(r['loss/cls']+r['loss/reg'], rel=1e-4) for r in trained)
+    assert read_json(find_checkpoint(run)/'card.json')['facts']['classes']==['Leap', 'Leftward', 'Rightward', 'Swing']
+    assert not [f for f in read_json(run/'health.json')['findings'] if f['code'] in ('zero_gradient', 'parameter_groups')]
+
+def read_rows(run): return [json.loads(line) for line in (run/'log.jsonl').read_text().splitlines()]
+
+def test_a_run_is_measured(run):
+    code,out,err = vadnb('eval', '--run', run)
+    assert code==0 and 'mAP at tIoU' in out and 'fixed grid' in out, err
+    metrics = read_json(run/'eval.json')['metrics']
+    assert 0<=metrics['map/mean']<=1 and 'baseline/map/mean/whole_video' in metrics and 'cause/missed/map' in metrics
+
+def test_a_run_predicts_a_raw_video_and_says_what_it_reports(run, world, tmp_path):
+    video = world.path(world.names('test')[0])
+    code,out,err = vadnb('predict', video, '--run', run, '--out', tmp_path/'a', '--score.threshold', '0.001', '--overlay', 'true')
+    assert code==0, err
+    assert {p.suffix for p in (tmp_path/'a').iterdir()}>={'.json', '.csv', '.srt', '.png', '.mp4'}
+    found = read_json(tmp_path/'a'/f'{video.stem}.json')
+    assert found['segments'] and all(0<=s['seconds'][0]<s['seconds'][1]<=16 for s in found['segments'])
+    system,_ = load_run(run)
+    whole, = system.predict(video)
+    few, = (load_run(run, overrides=['--train.valid_batch_size', '1'])[0]).predict(video)
+    np.testing.assert_allclose(whole.segments, few.segments, atol=1e-4)
+
+def test_a_run_has_a_report(run):
+    code,_,err = vadnb('report', '--run', run)
+    assert code==0, err
+    page = (run/'report.html').read_text()
+    assert 'map/mean' in page or 'map' in page
+
+# ---------------------------------------------------------------- what a checkpoint holds
+
+def test_every_part_that_trains_is_in_the_optimizer_and_comes_back(world, tmp_path):
+    plain = config(world, tmp_path, 'plain')
+    torch.manual_seed(0)
+    backbone = plain.build(plain.make_data().facts()).backbone.state_dict()
+    save_file({k: v for k,v in backbone.items() if 'adapter' not in k}, tmp_path/'w.safetensors')
+    given = '--model.frozen', 'true', '--model.pretrained', 'true', '--model.weights', tmp_path/'w.safetensors'
+    learner = fit(config(world, tmp_path, 'frozen', '--train.steps', 2, '--train.ema', 'null', *given))
+    system = learner.system
+    trains = {n for n,p in system.named_parameters() if p.requires_grad}
+    assert {id(p) for g in learner.optimizer.param_groups for p in g['params']}=={id(dict(system.named_parameters())[n]) for n in trains}
+    assert all(n.startswith('detector') or 'adapter' in n for n in trains)
+    folder = find_checkpoint(learner.run)
+    card = read_json(folder/'card.json')
+    assert sorted(card['parts'])==['adapters', 'detector', 'normalizer'] and len(card['provenance']['digest'])==16
+    held = sum(v.numel() for p in card['parts'] for v in read_part(folder, p).values())
+    assert held==sum(p.numel() for p in system.parameters() if p.requires_grad)+1
+    read,_ = load_run(learner.run, 'last')
+    for k,v in system.state_dict().items(): assert torch.equal(v, read.state_dict()[k]), k
+    # other frozen weights are refused
+    save_file({k: v+1 for k,v in load_file(tmp_path/'w.safetensors').items()}, tmp_path/'w.safetensors')
+    with pytest.raises(CheckpointError, match='give the file it came from'): load_run(learner.run, 'last')
+
+# ---------------------------------------------------------------- golden
+
+def test_the_whole_detector_of_the_reference(shared):
+    "Losses, gradients and three steps of a tiny one"
+    path = shared/'golden'/'adatad'/'adatad_e2e'
+    meta,gold = json.loads(path.with_suffix('.json').read_text()), load_file(path.with_suffix('.safetensors'))
+    c = meta['config']
+    given = {'data.window': c['window'], 'data.size': [c['H'], c['W']], 'data.short_side': c['H'], 'data.classes': list('abcde'),
+             'model.dim': c['embed'], 'model.depth': c['depth'], 'model.heads': c['heads'], 'model.patch_size': c['patch'],
+             'model.image_size': c['img_size'], 'model.frozen': True, 'detector.channels': c['out_channels'], 'detector.head_channels': c['feat_channels'],
+             'detector.heads': c['n_head'], 'detector.arch': c['arch'], 'detector.ranges': c['regression_range'], 'detector.reference': True,
+             'optim.lr': c['lr'], 'rates.adapters': 2., 'optim.weight_decay': .05}
+    cfg = load_config('adatad_demo', [w for k,v in given.items() for w in (f'--{k}', json.dumps(v))])
+    system = cfg.build()
+    unused = system.load_reference({k[3:]: v for k,v in gold.items() if k.startswith('sd/')})
+    assert all('fc_norm' in k for k in unused)
+    batch = dict(frames=gold['frames_u8'][:,0].transpose(1, 2).contiguous(), mask=gold['masks'].bool(),
+                 segments=[gold[f'gt/segments{i}'] for i in (0, 1)], labels=[gold[f'gt/labels{i}'].long() for i in (0, 1)])
+    close = meta['tolerances']
+    system.eval()
+    with torch.no_grad():
+        found,losses = system.detector.decode(system.answers(batch)), system.loss(batch)
+    for i,(segments,scores) in enumerate(found):
+        torch.testing.assert_close(segments, gold[f'eval/proposals{i}'], rtol=0, atol=close['eval_atol'])
+        torch.testing.assert_close(scores, gold[f'eval/scores{i}'], rtol=0, atol=close['eval_atol'])
+    expected = meta['expected']['eval_losses']
+    for k,name in (('loss/cls', 'cls_loss'), ('loss/reg', 'reg_loss'), ('loss', 'cost')):
+        assert losses[k].item()==pytest.approx(expected[name], rel=close['loss_rtol']), k
+    system.train()
+    optimizer = torch.optim.AdamW(system.groups(), lr=c['lr'])
+    for step,wanted in enumerate(meta['expected']['train_steps']):
+        optimizer.zero_grad()
+        losses = system.loss(batch)
+        losses['loss'].backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], 1.)
+        optimizer.step()
+        system.after_step()
+        near = dict(rel=close['step_losses_rtol'][step])
+        assert losses['loss'].item()==pytest.approx(wanted['cost'], **near), step
+        assert system.criterion.normalizer.item()==pytest.approx(wanted['loss_normalizer'], rel=1e-5)
+        if not step: assert norm.item()==pytest.approx(wanted['grad_norm'], rel=1e-3)
+
+# ---------------------------------------------------------------- bad input
+
+@pytest.mark.parametrize('more,says', [
+    (('--data.valid', 'validatoin'), "did you mean 'validation'"), (('--data.videos', 'nowhere'), 'nowhere'),
+    (('--data.window', '60'), 'use a window of 48 or 64'), (('--data.annotation', 'none.json'), 'none.json'),
+    (('--model.pretrained', 'true', '--model.weights', 'missing.pth'), 'missing.pth'),
+    (('--model.pretrained', 'true'), 'names nothing'), (('--data.classes', '["Leap"]'), 'none of the 1 classes')])
+def test_what_cannot_be_is_said_in_one_line(world, tmp_path, more, says):
+    code,_,err = vadnb('train', '--config', 'adatad_demo', *words(world, tmp_path, 'bad', *more))
+    assert code==2 and says in err and len(err.strip().splitlines())==1
+    assert not (tmp_path/'bad'/'checkpoints').exists()
+
+def changed(world, folder, change):
+    "A copy of the annotation in which one video is another"
+    database = json.loads(world.annotation.read_text())
+    name = world.names('training')[0]
+    change(database['database'][name])
+    write_json(folder/'anno.json', database)
+    return '--data.annotation', folder/'anno.json'
+
+@pytest.mark.parametrize('change,says', [
+    (lambda v: v['annotations'].append(dict(segment=[1., 400.], label='Leap')), 'behind the end'),
+    (lambda v: v['annotations'].append(dict(segment=[3., 2.], label='Leap')), 'ends before it starts'),
+    (lambda v: v.update(frame=400), '400')])
+def test_annotation_that_is_wrong_names_its_video(world, tmp_path, change, says):
+    code,_,err = vadnb('train', '--config', 'adatad_demo', *words(world, tmp_path, 'bad', *changed(world, tmp_path, change), '--train.drop_last', 'false'))
+    assert code==2 and says in err and world.names('training')[0] in err
+
+def test_features_in_place_of_videos(world, tmp_path):
+    for n in (*world.names('training'), *world.names('validation')):
+        video = json.loads(world.annotation.read_text())['database'][n]
+        # one feature for every second frame
+        np.save(tmp_path/f'{n}.npy', np.random.default_rng(0).standard_normal((video['frame']//2, 6)).astype(np.float16))
+    more = '--features.folder', tmp_path, '--features.channels', 6, '--features.clip', 2, '--data.stride', 2
+    learner = fit(config(world, tmp_path/'runs', 'features', '--train.steps', 2, *more))
+    assert sorted(read_json(find_checkpoint(learner.run)/'card.json')['parts'])==['detector', 'normalizer']
+    assert 'map/mean' in learner.metrics
+    with pytest.raises(DataError, match='channels'): fit(config(world, tmp_path/'runs', 'width', *more, '--features.channels', 7))
+    with pytest.raises(ConfigError, match='reads feature files'): list(learner.system.predict(world.path(world.names('test')[0])))
+
+# ---------------------------------------------------------------- processes, devices
+
+def train(world, folder, name, batch):
+    ActionScan.pictures = lambda self: {}
+    learner = fit(config(world, folder, name, '--train.batch_size', batch, '--train.steps', 2, '--optim.name', 'sgd', '--optim.lr', '.01'))
+    import os
+    (folder/f"{name}.metrics{os.environ.get('RANK', '0')}").write_text(json.dumps(learner.metrics))
+
+def test_two_processes_are_one(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(ActionScan, 'pictures', lambda self: {})
+    train(world, tmp_path, 'one', 4)
+    together(tmp_path/'two', train, world, tmp_path, 'two', 2)
+    one,two = parameters(tmp_path/'one'), parameters(tmp_path/'two')
+    for k in one: torch.testing.assert_close(one[k], two[k], rtol=0, atol=2e-2, msg=lambda s: f'{k}: {s}')
+    found = [json.loads((tmp_path/f).read_text()) for f in ('one.metrics0', 'two.metrics0', 'two.metrics1')]
+    assert found[1]==found[2] and found[0].keys()==found[1].keys()
+
+def built(world, folder, device):
+    torch.manual_seed(0)
+    cfg = config(world, folder, 'cuda', '--augment.use', 'true', '--model.drop_path', 0)
+    data = cfg.make_data()
+    system = cfg.build(data.facts())
+    train = data.split('train')
+    batch = data.collate([train.draw(i, np.random.default_rng(i)) for i in range(2)])
+    return system.to(device).train(), batch, data
+
+def test_a_gpu_that_is_not_there_gives_the_numbers_of_the_cpu(world, tmp_path, on_cuda):
+    from pretend_cuda import DEVICE
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from vadnb.train.feed import to_device
+    video = world.path(world.names('test')[0])
+    def everything(device):
+        system,batch,data = built(world, tmp_path, device)
+        losses = system.loss(to_device(batch, device))
+        losses['loss'].backward()
+        res = {k: v.detach().cpu() for k,v in losses.items()}
+        res |= {n: p.grad.cpu() for n,p in system.named_parameters() if p.grad is not None and '.key' not in n}
+        system.eval()
+        with torch.no_grad():
+            scan = look_through(system, data, 'valid', system.cfg.train, device)
+            predicted, = system.predict(video)
+        return res, scan.metrics(), predicted.segments
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        plain = everything('cpu')
+        with on_cuda(): found = everything(DEVICE)
+    for k in plain[0]: torch.testing.assert_close(found[0][k], plain[0][k], rtol=1e-3, atol=1e-5, msg=lambda s: f'{k}: {s}')
+    assert found[1]==pytest.approx(plain[1], abs=1e-3) and len(found[2])==len(plain[2])
+
+def test_a_step_waits_for_nothing(world, tmp_path, on_cuda):
+    from pretend_cuda import DEVICE
+    from vadnb.train.feed import to_device
+    with on_cuda() as device:
+        system,batch,_ = built(world, tmp_path, DEVICE)
+        batch = to_device(batch, DEVICE)
+        device.waits.clear()
+        system.loss(batch)['loss'].backward()
+        assert device.total==0, device.listed()
+
+# ---------------------------------------------------------------- real clips
+
+CLIPS = {'torchvision/v_SoccerJuggling_g23_c01.avi': [('juggle', .5, 3.)], 'torchvision/v_SoccerJuggling_g24_c01.avi': [('juggle', 1., 4.)],
+         'ucf101/v_ApplyEyeMakeup_g01_c01.avi': [('makeup', .5, 4.)], 'mmaction2/demo.mp4': [('arm', 1., 5.)]}
+
+def test_real_clips_train_a_tiny_one_that_predicts_others(shared, tmp_path):
+    from vadnb.data.video import VideoReader
+    database = {}
+    (tmp_path/'videos').mkdir()
+    for k,(file,events) in enumerate(CLIPS.items()):
+        source = shared/'data'/'video'/file
+        reader = VideoReader(source)
+        shutil.copy(source, tmp_path/'videos'/source.name)
+        end = len(reader)/reader.fps
+        database[source.stem] = dict(subset='validation' if k==3 else 'training', duration=end, frame=len(reader),
+                                     annotations=[dict(label=l, segment=[s, min(e, .9*end)]) for l,s,e in events])
+    write_json(tmp_path/'anno.json', dict(database=database))
+    class Root: root = tmp_path
+    more = '--data.annotation', 'anno.json', '--data.videos', 'videos', '--data.test', 'null', '--data.stride', 4, '--data.window', 32, '--train.batch_size', 3
+    learner = fit(config(Root, tmp_path/'runs', 'real', '--train.steps', 3, *more))
+    crime = next((shared/'data'/'ucf_crime').rglob('*.mp4'), None)
+    for video in (shared/'data'/'video'/'torchcodec'/'nasa_13013.mp4', *([crime] if crime else [])):
+        found, = learner.system.predict(video)
+        assert not isinstance(found, Exception), found
+        assert found.frames==len(VideoReader(video)) and np.isfinite(found.scores).all()
+        assert found.segments.min()>=0 and found.segments.max()<=found.duration+1e-6
+    broken, = learner.system.predict(shared/'data'/'video'/'decord'/'corrupted.mp4')
+    assert isinstance(broken, DataError) and '50' in str(broken) and '28' in str(broken)
