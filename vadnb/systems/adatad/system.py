@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from ...core import CheckpointError
 from ...core import ConfigError
 from ...core import DataError
+from ...data.annotation import videos_of
 from ...data.augmentation import recolour
 from ...losses.detection import DetectionLoss
 from ...models.actionformer import ActionFormer
@@ -31,7 +32,6 @@ from .config import METRIC
 from .config import SHAPE
 from .data import batch_with_host
 from .predict import predict_video
-from .predict import raw_videos
 from .rows import verify_rows
 from .scan import ActionScan
 from .scan import candidates
@@ -170,7 +170,7 @@ def predict(self:AdaTAD,
     "→ an `ActionPrediction` for each video, and for one that is damaged its `DataError`"
     device = self.criterion.normalizer.device
     def look(batch): return self.look(to_device(batch, device))
-    for path in mine(raw_videos(source)):
+    for path in mine(videos_of(source)):
         try: found = predict_video(path, look, batch_with_host, self.cfg, self.classes, self.calibration)
         except DataError as e: found = e
         yield found

@@ -16,6 +16,7 @@ from ...core import CheckpointError
 from ...core import ConfigError
 from ...core import DataError
 from ...core import VadnbError
+from ...data.annotation import videos_of
 from ...losses.background import background_loss
 from ...losses.background import quiet_loss
 from ...losses.captions import caption_keys
@@ -37,7 +38,6 @@ from .features import contrast
 from .features import look_at_clips
 from .features import on_host
 from .predict import predict_video
-from .predict import videos_of
 from .scan import FrameScan
 from .scores import PromptScores
 from ...train.feed import EpochBatches
