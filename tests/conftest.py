@@ -5,6 +5,18 @@ import pytest
 
 root = Path(__file__).resolve().parent.parent
 
+# what takes longest begins first, so that the two processes of `make test` end together
+LONGEST = ['cli', 'uniad_system', 'processes', 'third_system', 'real', 'fgclip_system', 'report', 'checkpoint_faults', 'spine_images',
+           'fgclip_health', 'pretend_cuda', 'uniad_distributed', 'uniad_pictures', 'fastcore', 'passes', 'resume', 'image_prediction']
+
+def pytest_configure(config):
+    "Without this, pytest-xdist begins with the files of most tests, which are quick ones"
+    if hasattr(config.option, 'loadscopereorder'): config.option.loadscopereorder = False
+
+def pytest_collection_modifyitems(items):
+    place = {f'test_{name}': k for k,name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 @pytest.fixture(scope='session')
 def shared():
     "The folder of golden values and real clips; tests that need it skip where it is missing"

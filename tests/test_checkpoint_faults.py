@@ -1,11 +1,12 @@
 "Kills at any moment, full and read-only disks, damaged files, and resuming from somewhere else"
-import errno, os, shutil, signal, subprocess, sys, time
+import errno, os, shutil, signal, subprocess, time
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from toy_system import FailAt, StopAt, as_a_program, config, curve, differences, processes, rows, train, whole
+from toy_system import FailAt, StopAt, as_a_program, config, curve, different, differences, processes, rows, snapshots
+from toy_system import train, whole
 from vadnb.core import CheckpointError, ConfigError, DataError, read_json, read_yaml
 from vadnb.train import checkpoint
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, lock_run
@@ -27,46 +28,32 @@ def refused(cfg, *words, error=CheckpointError):
 
 SHORT = dict(epochs=None, steps=2, unit='step', keep=1, optim=dict(warmup=0))
 
-def killed_at(folder, number):
-    "For another process: train, and die at a certain operation on a file of the run folder"
-    as_a_program()
-    seen = [0]
-    watched = {'open', 'os.rename', 'os.mkdir', 'os.remove', 'os.rmdir', 'os.symlink', 'shutil.rmtree'}
-    def watch(event, args):
-        if event not in watched or not any(isinstance(a, (str, Path)) and str(folder) in str(a) for a in args): return
-        seen[0] += 1
-        if seen[0]==number: os.kill(os.getpid(), signal.SIGKILL)
-    os.fsync = lambda fd: None # a kill loses nothing that the system already has
-    sys.addaudithook(watch)
-    fit(config(folder, 'run', **SHORT))
+def any_operation(event, names): return True
 
-def test_killed_at_every_operation_on_a_file(tmp_path):
+def test_killed_at_every_operation_on_a_file(tmp_path, monkeypatch):
     "Before a folder is made, between a rename and its link, while an old checkpoint is removed: each of them, one after the other"
+    monkeypatch.setattr(os, 'fsync', lambda fd: None) # a kill loses nothing that the system already has
     fit(config(tmp_path, 'whole', **SHORT))
-    def start(number):
-        (tmp_path/str(number)).mkdir()
-        child = processes.Process(target=killed_at, args=(tmp_path/str(number), number))
-        child.start()
-        return child
-    children,number,without = [], 0, 0
-    while True:
-        number += 1
-        folder = tmp_path/str(number)
-        while len(children)<3: children.append(start(number+len(children)))
-        child = children.pop(0)
-        child.join(300)
-        if child.exitcode==0: break
-        assert child.exitcode==-signal.SIGKILL
-        without += whole(folder/'run')==0
-        fit(config(folder, 'run', **SHORT))
-        same(folder/'run', tmp_path/'whole')
+    (tmp_path/'live').mkdir()
+    child = processes.Process(target=snapshots, args=(tmp_path/'live', tmp_path/'kept', any_operation, config(tmp_path/'live', 'run', **SHORT)))
+    child.start(); child.join(300)
+    assert child.exitcode==0
+    same(tmp_path/'live'/'run', tmp_path/'whole')
+    without,tried = 0, 0
+    for number,(folder,new) in enumerate(different(tmp_path/'kept'), 1):
+        if new: lost = whole(folder/'run')==0
+        without += lost
+        if not new: continue
+        tried += 1
+        going = shutil.copytree(folder, tmp_path/f'going{number}', symlinks=True)
+        fit(config(going, 'run', **SHORT))
+        same(going/'run', tmp_path/'whole')
         # links are right, nothing half made is left, and no more is kept than was asked for
-        assert sorted(p.name for p in (folder/'run'/'checkpoints').iterdir())==sorted(p.name for p in (tmp_path/'whole'/'checkpoints').iterdir())
-        assert [os.readlink(folder/'run'/n) for n in ('best', 'last')]==[os.readlink(tmp_path/'whole'/n) for n in ('best', 'last')]
-        assert not [p.name for p in (folder/'run').iterdir() if p.name[0]=='.' and p.name!='.lock']
-        shutil.rmtree(folder)
-    for child in children: child.join(300)
-    assert number>40 and 10<without<30
+        assert sorted(p.name for p in (going/'run'/'checkpoints').iterdir())==sorted(p.name for p in (tmp_path/'whole'/'checkpoints').iterdir())
+        assert [os.readlink(going/'run'/n) for n in ('best', 'last')]==[os.readlink(tmp_path/'whole'/n) for n in ('best', 'last')]
+        assert not [p.name for p in (going/'run').iterdir() if p.name[0]=='.' and p.name!='.lock']
+        shutil.rmtree(going)
+    assert number>40 and 10<without<30 and tried>25
 
 FAT = dict(ballast=1_500_000, epochs=None, steps=40, unit='step', evaluate_every=5, accumulate=1)
 

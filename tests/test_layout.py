@@ -1,5 +1,5 @@
 "What keeps the repository in shape: layers, one notebook per module, clean stored outputs, nothing dangerous"
-import ast, json, re
+import ast, functools, json, re
 from pathlib import Path
 import pytest
 
@@ -9,6 +9,12 @@ modules = {'.'.join(p.relative_to(root).with_suffix('').parts): p for p in sorte
 notebooks = {p.relative_to(root/'nbs').as_posix(): p for p in sorted((root/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts}
 each_module = pytest.mark.parametrize('name', modules)
 each_notebook = pytest.mark.parametrize('name', notebooks)
+
+# read and parsed once; who asks only looks
+@functools.cache
+def source(name): return modules[name].read_text()
+@functools.cache
+def tree(name): return ast.parse(source(name))
 
 def rank(module):
     "Place of `vadnb.<part>...` in the flow of data; core, requirements, config, plots and pictures come before everything"
@@ -34,7 +40,7 @@ def imported(tree, module):
 def wrong_ways(tree, module): return [m for m in imported(tree, module) if m.split('.')[0]=='vadnb' and rank(m)>rank(module)]
 
 @each_module
-def test_imports_point_left(name): assert wrong_ways(ast.parse(modules[name].read_text()), name)==[]
+def test_imports_point_left(name): assert wrong_ways(tree(name), name)==[]
 
 def test_an_import_to_the_right_is_seen():
     for code in ('from vadnb.train.learner import fit', 'from ..train.learner import fit', 'import vadnb.systems.fgclip', 'def f():\n    from ..cli import main',
@@ -50,10 +56,10 @@ may_read = {'vadnb.models.weights': {'pathlib'}, 'vadnb.models.clip': {'pathlib'
 
 @pytest.mark.parametrize('name', [m for m in modules if m.split('.')[1] in ('models', 'losses', 'metrics')])
 def test_models_losses_and_metrics_know_no_files(name):
-    tree = ast.parse(modules[name].read_text())
-    assert set(imported(tree, name)) & outside <= may_read.get(name, set())
-    assert not [m for m in imported(tree, name) if m.startswith('vadnb.data')]
-    if name not in may_read: assert not [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func)=='open']
+    parsed = tree(name)
+    assert set(imported(parsed, name)) & outside <= may_read.get(name, set())
+    assert not [m for m in imported(parsed, name) if m.startswith('vadnb.data')]
+    if name not in may_read: assert not [n for n in ast.walk(parsed) if isinstance(n, ast.Call) and ast.unparse(n.func)=='open']
 
 dangerous = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve', 'marshal', 'requests', 'urllib', 'urllib3', 'http', 'httpx', 'aiohttp', 'socket', 'ftplib', 'huggingface_hub'}
 plain_yaml = {'safe_load', 'safe_dump', 'SafeLoader', 'YAMLError'}
@@ -77,7 +83,7 @@ def dangers(tree, module=''):
     return found
 
 @each_module
-def test_nothing_dangerous(name): assert dangers(ast.parse(modules[name].read_text()), name)==[]
+def test_nothing_dangerous(name): assert dangers(tree(name), name)==[]
 
 def test_dangers_are_seen():
     for code in ('import pickle', 'from urllib.request import urlopen', 'eval(x)', 'exec(x)', 'torch.load(p)', 'torch.load(p, weights_only=False)', 'yaml.load(t)', 'yaml.unsafe_load(t)', 'yaml.Loader',
@@ -86,8 +92,10 @@ def test_dangers_are_seen():
     for code in ('system.eval()', 'model.compile()', 're.compile(p)', 'torch.load(p, weights_only=True)', 'yaml.safe_load(t)', 'np.load(p, allow_pickle=False)', 'from .http import x'):
         assert not dangers(ast.parse(code), 'vadnb.core'), code
 
+@functools.cache
 def cells(name): return json.loads(notebooks[name].read_text(encoding='utf-8'))['cells']
 def text(value): return ''.join(value) if isinstance(value, list) else str(value)
+@functools.cache
 def default_exp(name):
     found = [m[1] for c in cells(name) if c['cell_type']=='code' and (m := re.search(r'^#\|\s*default_exp\s+(\S+)', text(c['source']), re.M))]
     assert len(found)<=1
@@ -106,7 +114,7 @@ def test_every_module_has_its_notebook_and_every_notebook_its_module():
 @each_module
 def test_a_module_says_which_notebook_to_edit(name):
     notebook = next(n for n in notebooks if f'vadnb.{default_exp(n)}'==name)
-    assert f'nbs/{notebook}' in modules[name].read_text()[:400]
+    assert f'nbs/{notebook}' in source(name)[:400]
 
 def outputs(name):
     "(cell id, text) of what is stored below the cells; pictures are not text"
@@ -162,8 +170,7 @@ LARGE_CELLS = {'losses/32_reconstruction.ipynb': 1, 'models/20_clip.ipynb': 1,
 
 def code_lines(name):
     "Lines of a module, without the list of public names that nbdev writes"
-    source = modules[name].read_text()
-    return re.sub(r'^__all__ = \[.*?\]$', '', source, flags=re.M | re.S).splitlines()
+    return re.sub(r'^__all__ = \[.*?\]$', '', source(name), flags=re.M | re.S).splitlines()
 
 def nodes(source): return sum(1 for _ in ast.walk(ast.parse(source)))
 def exported(name): return [s for c in cells(name) if (s := text(c['source'])).startswith('#| export')]
@@ -174,7 +181,7 @@ def test_lines_of_at_most_120_columns(name):
 
 @each_module
 def test_modules_below_350_lines(name):
-    n = len(modules[name].read_text().splitlines())
+    n = len(source(name).splitlines())
     assert n==LONG_MODULES[name] if name in LONG_MODULES else n<=350
 
 @each_notebook
@@ -192,9 +199,8 @@ SPINE = ('core', 'requirements', 'config', 'plots', 'pictures', 'data', 'worlds'
 NETWORKS = {'models.uniad', 'uniad', 'UniAD'} # a network of that name, which systems are made of
 OF_ONE_SYSTEM = re.compile(r'\b(frame_auc|prompts)\b') # keys and figures of a single system
 
-def words_of_code(source):
+def words_of_code(tree):
     "Names and texts of a module outside of comments and docstrings"
-    tree = ast.parse(source)
     said = {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))
             and n.body and isinstance(n.body[0], ast.Expr)}
     for node in ast.walk(tree):
@@ -207,14 +213,14 @@ def part(module): return module.split('.')[1]
 @pytest.mark.parametrize('name', [m for m in modules if part(m) in SPINE])
 def test_no_system_is_named(name):
     of_network = NETWORKS if name=='vadnb.models.uniad' else {'models.uniad'}
-    assert not [w for w in words_of_code(modules[name].read_text()) if SYSTEM_NAMES.search(w) and w not in of_network]
+    assert not [w for w in words_of_code(tree(name)) if SYSTEM_NAMES.search(w) and w not in of_network]
 
 @pytest.mark.parametrize('name', [m for m in modules if part(m) in ('train', 'report', 'results', 'commands', 'cli')])
 def test_nothing_of_a_single_system(name):
-    assert not [w for w in words_of_code(modules[name].read_text()) if OF_ONE_SYSTEM.search(w)]
+    assert not [w for w in words_of_code(tree(name)) if OF_ONE_SYSTEM.search(w)]
 
 def test_a_name_of_a_system_is_seen():
     for code in ("x = 'fgclip_demo uniad'", 'def uniad(): pass', 'from vadnb.systems.fgclip import Config', 'f(adatad=1)'):
-        assert any(map(SYSTEM_NAMES.search, words_of_code(code))), code
+        assert any(map(SYSTEM_NAMES.search, words_of_code(ast.parse(code)))), code
     for code in ("'of uniad'", 'def f():\n    "as UniAD does"', '# fgclip', "x = 'unianimous'"):
-        assert not any(map(SYSTEM_NAMES.search, words_of_code(code))), code
+        assert not any(map(SYSTEM_NAMES.search, words_of_code(ast.parse(code)))), code

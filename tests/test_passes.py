@@ -2,6 +2,7 @@
 import functools, shlex
 from dataclasses import dataclass
 import pytest
+import line_system # registers itself
 from command import vadnb
 from test_processes import close, parameters, together, train
 from toy_system import Errors, StopAt, Toy, ToyConfig, ToyData, card, config, rows
@@ -14,29 +15,32 @@ from vadnb.worlds.street import street_world
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp('world')
-    return street_world(folder, videos=8, valid_videos=2, test_videos=0, frames=(40, 48)).root
+    return street_world(folder, videos=8, valid_videos=2, test_videos=0, frames=(32, 36), size=(48, 64)).root
 
-def words(world, runs, name, batch):
-    return shlex.split(f"""train --config fgclip_demo --data_root {world} --runs {runs} --name {name}
-        --data.valid_json valid.json --data.frames 4 --data.size '[32, 32]' --train.steps null --train.epochs 10
+def words(system, world, runs, name, batch):
+    "A training of ten epochs of eight samples each"
+    own = dict(fgclip=f"--config fgclip_demo --data_root {world} --data.valid_json valid.json --data.frames 2 --data.size '[32, 32]'",
+               line=f'--config {runs}/line.yaml --data.train 8 --data.valid 2 --optim.schedule cosine --optim.warmup 0.1')[system]
+    (runs/'line.yaml').write_text('system: line')
+    return shlex.split(f"""train {own} --runs {runs} --name {name} --train.steps null --train.epochs 10
         --train.batch_size {batch} --train.log_every 1 --train.evaluate_every 20 --train.save_every 20
         --train.workers 0 --train.device cpu --train.progress false --train.trackers '[]'""")
 
-def rates(run): return {r['epoch']: r['lr/vision'] for r in rows(run, 'train')}
+def rates(run): return {r['epoch']: next(v for k,v in r.items() if k in ('lr/vision', 'lr/slope_no_decay')) for r in rows(run, 'train')}
 
-@pytest.mark.parametrize('before,after,epochs', [(2, 8, 6), (2, 4, 3)])
-def test_another_batch_through_the_command_line(world, tmp_path, monkeypatch, before, after, epochs):
+@pytest.mark.parametrize('system,before,after,epochs', [('fgclip', 2, 8, 6), ('line', 2, 8, 6), ('line', 2, 4, 3)])
+def test_another_batch_through_the_command_line(world, tmp_path, monkeypatch, system, before, after, epochs):
     monkeypatch.setattr('vadnb.report.report.write_report', lambda run, *_: run)
     stop = epochs*8//before
     with monkeypatch.context() as m:
         m.setattr(learner, 'fit', functools.partial(learner.fit, callbacks=[StopAt(stop)]))
-        assert f'stopped at step {stop} of {80//before}' in vadnb(*words(world, tmp_path, 'changed', before))[1]
+        assert f'stopped at step {stop} of {80//before}' in vadnb(*words(system, world, tmp_path, 'changed', before))[1]
     end = stop+(10-epochs)*8//after
-    code,out,_ = vadnb(*words(world, tmp_path, 'changed', after))
+    code,out,_ = vadnb(*words(system, world, tmp_path, 'changed', after))
     assert code==0 and f'done at step {end} of {end}' in out
-    assert vadnb(*words(world, tmp_path, 'straight', after))[0]==0
+    assert vadnb(*words(system, world, tmp_path, 'straight', after))[0]==0
     changed,straight = rates(tmp_path/'changed'), rates(tmp_path/'straight')
-    assert max(changed)==max(straight)==10.
+    assert max(changed)==max(straight)==10. and len(set(straight.values()))>5
     shared = [e for e in straight if e>epochs]
     assert len(shared)==(10-epochs)*8//after and all(changed[e]==pytest.approx(straight[e], rel=1e-9) for e in shared)
     # said in the log, and by health

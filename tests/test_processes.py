@@ -1,9 +1,9 @@
 "Two processes do what one does: the same parameters, one writer, exact resumption, and no waiting for the dead"
-import json, os, signal, socket, subprocess, sys, time
+import json, os, signal, socket, sys, time
 from pathlib import Path
 import pytest
 import torch
-from toy_system import StopAt, as_a_program, config, curve, differences, processes, rows
+from toy_system import StopAt, as_a_program, config, curve, differences, processes, rows, run_file
 from vadnb.core import VadnbError, read_json
 from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, read_part
@@ -205,12 +205,15 @@ def regions_per_rank(world):
 def test_torchrun(tmp_path):
     "As a user starts several processes; SIGTERM to the launcher is a polite stop of all of them"
     named = dict(batch_size=2, epochs=None, steps=100_000, unit='step', save_every=100_000, evaluate_every=100_000)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', here/'toy_system.py', json.dumps([str(tmp_path), 'run', named])]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ['--standalone', '--nproc_per_node', '2', here/'toy_system.py', json.dumps([str(tmp_path), 'run', named])]
+    # the launcher is a fork of a process that has torch; those that it starts are started anew
+    process = processes.Process(target=run_file, args=('torch.distributed.run', words, tmp_path/'said'))
+    process.start()
     log,deadline = tmp_path/'run'/'log.jsonl', time.time()+600
-    while (not log.exists() or len(rows(tmp_path/'run', 'train'))<2) and process.poll() is None and time.time()<deadline: time.sleep(.05)
-    process.send_signal(signal.SIGTERM)
-    out,err = process.communicate(timeout=300)
+    while (not log.exists() or len(rows(tmp_path/'run', 'train'))<2) and process.is_alive() and time.time()<deadline: time.sleep(.05)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(300)
+    err = (tmp_path/'said').read_text()
     assert log.exists(), err[-2000:]
     end = rows(tmp_path/'run', 'end')
     assert end and (end[-1]['status'], end[-1]['reason'])==('stopped', 'received SIGTERM'), err[-2000:]

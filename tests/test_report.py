@@ -155,14 +155,14 @@ def test_lower_is_better_is_said(tmp_path):
     assert 'lower is better' in page_of(make(tmp_path/'r', rows)).text
 
 def test_long_runs_stay_small_and_keep_extremes(tmp_path):
-    rows = [dict(kind='start', step=0, total_steps=10_000)]
-    for i in range(1, 10_001):
-        rows.append({'kind': 'train', 'step': i, 'loss': 1/i+(99 if i==5001 else 0), **{f'loss/{k}': 1/i for k in range(6)}, **{f'lr/{k}': 1e-4 for k in range(20)}, 'data_wait': .1, 'seconds': 1.})
-        if i%10==0: rows += [{'kind': 'valid', 'step': i, **{f'ap/{k}': i/1e4 for k in range(30)}}, dict(kind='checkpoint', step=i, path='x'), dict(kind='health', step=i, code=f'c{i}', severity='fault', message='m'*300, evidence=dict(files=['f'*200]*500))]
+    rows = [dict(kind='start', step=0, total_steps=4_000)]
+    for i in range(1, 4_001):
+        rows.append({'kind': 'train', 'step': i, 'loss': 1/i+(99 if i==2001 else 0), **{f'loss/{k}': 1/i for k in range(6)}, **{f'lr/{k}': 1e-4 for k in range(20)}, 'data_wait': .1, 'seconds': 1.})
+        if i%10==0: rows += [{'kind': 'valid', 'step': i, **{f'ap/{k}': i/4e3 for k in range(30)}}, dict(kind='checkpoint', step=i, path='x'), dict(kind='health', step=i, code=f'c{i}', severity='fault', message='m'*300, evidence=dict(files=['f'*200]*500))]
     page = report_page(read_run(make(tmp_path/'r', rows)))
     assert len(page)<1_000_000
     text = Page(page).text
-    assert 'averages about' in text and 'Not drawn:' in text and 'more in log.jsonl' in text and '1000 checkpoints are too many to mark' in text
+    assert 'averages about' in text and 'Not drawn:' in text and 'more in log.jsonl' in text and '400 checkpoints are too many to mark' in text
     values = np.random.default_rng(0).normal(size=10_000)
     _,mean,low,high = thin(np.arange(10_000), values)
     assert (high.max(), low.min())==(values.max(), values.min()) and len(mean)==160

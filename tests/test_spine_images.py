@@ -1,7 +1,6 @@
 "Pictures, TensorBoard's pages, calibration, frozen weights outside of checkpoints, and where a run starts from: none of it moves training"
-import json, os, shutil, signal, sys
+import json, os, shutil, signal
 from dataclasses import dataclass, fields
-from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import nn
 from test_processes import together
 from toy_system import Errors, FailAt, Points, StopAt, Toy, ToyConfig, ToyData, as_a_program, card, config, curve
-from toy_system import differences, processes, rows
+from toy_system import different, differences, processes, rows, snapshots
 from vadnb.core import CheckpointError, DataError, read_yaml
 from vadnb.plots import figure_bytes, new_figure
 from vadnb.systems import registry
@@ -170,34 +169,30 @@ def test_who_goes_back_takes_the_pictures_of_the_future_away(tmp_path):
     fit(kind('Drawn', tmp_path, 'stays', script=[5., 5., 5.]))
     assert drawn(tmp_path/'stays')=={'weights.png': png(1)}
 
-def killed_while_drawing(folder, number):
-    "For another process: die at a certain operation on a file in `pictures`, or at the next one after it"
-    as_a_program()
-    seen,near = [0], [False]
-    def watch(event, args):
-        names = [str(a) for a in args if isinstance(a, (str, Path)) and str(folder) in str(a)]
-        if event not in ('open', 'os.rename', 'os.mkdir') or not names: return
-        before,near[0] = near[0], any('pictures' in n for n in names)
-        seen[0] += before or near[0]
-        if seen[0]==number and (before or near[0]): os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(watch)
-    fit(kind('Weights', folder, 'run', epochs=2))
+class Near:
+    "Operations on a file in `pictures`, and the next one after each"
+    before = False
+    def __call__(self, event, names):
+        if event not in ('open', 'os.rename', 'os.mkdir'): return False
+        after,self.before = self.before, any('pictures' in n for n in names)
+        return after or self.before
 
 def test_killed_while_drawing(tmp_path):
     fit(kind('Weights', tmp_path, 'whole', epochs=2))
     assert [r['step'] for r in rows(tmp_path/'whole', 'pictures')]==[3, 6]
-    for number in range(1, 20):
-        folder = tmp_path/str(number)
-        child = processes.Process(target=killed_while_drawing, args=(folder, number))
-        child.start(); child.join(300)
-        if child.exitcode==0: break
-        assert child.exitcode==-signal.SIGKILL
+    (tmp_path/'live').mkdir()
+    child = processes.Process(target=snapshots, args=(tmp_path/'live', tmp_path/'kept', Near(), kind('Weights', tmp_path/'live', 'run', epochs=2)))
+    child.start(); child.join(300)
+    assert child.exitcode==0 and drawn(tmp_path/'live'/'run')==drawn(tmp_path/'whole')
+    for number,(folder,new) in enumerate(different(tmp_path/'kept'), 1):
         done = len(checkpoint_folders(folder/'run'))
+        if not new: continue
         # no picture lies there that the log does not know
         assert {p.stem for p in folder.rglob('pictures/*.png')}<={name for r in rows(folder/'run', 'pictures') for name in r['names']}
-        fit(kind('Weights', folder, 'run', epochs=2))
-        assert curve(folder/'run')==curve(tmp_path/'whole') and differences(folder/'run', tmp_path/'whole')==[]
-        assert drawn(folder/'run')==drawn(tmp_path/'whole')
+        fit(kind('Weights', shutil.copytree(folder, tmp_path/f'going{number}', symlinks=True), 'run', epochs=2))
+        going = tmp_path/f'going{number}'/'run'
+        assert curve(going)==curve(tmp_path/'whole') and differences(going, tmp_path/'whole')==[]
+        assert drawn(going)==drawn(tmp_path/'whole')
     assert number>6 and done==1
 
 # ---------------------------------------------------------------- TensorBoard

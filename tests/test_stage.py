@@ -1,12 +1,12 @@
 "What every world has from the stage: whole or absent, found again, never written over what is somebody else's"
-import os, signal, subprocess, sys
+import os, signal
 from pathlib import Path
 import pytest
+from toy_system import processes
 from vadnb.core import DataError, read_json, write_json
 from vadnb.worlds.street import street_world
 from vadnb.worlds.textures import texture_world
 
-root = Path(__file__).resolve().parent.parent
 street = dict(videos=1, valid_videos=1, test_videos=1, frames=(32, 34), size=(48, 64))
 textures = dict(classes=['wood'], train=2, good=1, defective=1, size=(32, 32))
 worlds = dict(street_world=(street_world, street, 'synthetic world'),
@@ -39,18 +39,19 @@ def test_an_interruption_leaves_nothing(tmp_path, make, arguments, noun):
     assert not list(tmp_path.iterdir())
     assert make(tmp_path/'w', **arguments).missing()==[]
 
+def make_and_die(make, folder, arguments):
+    "For another process: killed before the last thing is drawn"
+    def killed(rows):
+        yield from rows[:-1]
+        os.kill(os.getpid(), signal.SIGKILL)
+    make(folder, progress=killed, **arguments)
+
 @each_world
 def test_a_kill_leaves_nothing_that_passes_for_a_world(tmp_path, make, arguments, noun):
     "Killed before the last thing is drawn: no folder of that name, and what lies about is refused under its own name"
-    code = f'''import os, signal, sys
-from {make.__module__} import {make.__name__}
-def killed(rows):
-    yield from rows[:-1]
-    os.kill(os.getpid(), signal.SIGKILL)
-{make.__name__}(sys.argv[1], progress=killed, **{arguments!r})'''
-    env = {**os.environ, 'PYTHONPATH': str(root)}
-    done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'w')], cwd=root, env=env)
-    assert done.returncode==-signal.SIGKILL and not (tmp_path/'w').exists()
+    child = processes.Process(target=make_and_die, args=(make, tmp_path/'w', arguments))
+    child.start(); child.join(300)
+    assert child.exitcode==-signal.SIGKILL and not (tmp_path/'w').exists()
     left, = tmp_path.iterdir()
     assert left.name.startswith('.w.') and any(left.iterdir()) and not (left/'world.json').exists()
     with pytest.raises(DataError, match=f'holds something that is no {noun}'): make(left, **arguments)

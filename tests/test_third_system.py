@@ -2,7 +2,7 @@
 two data sets with a head each. It registers itself, and nothing else knows of it.
 
     python tests/test_third_system.py train --config segments.yaml     the command line, with this system in it"""
-import functools, json, signal, subprocess, sys, time
+import functools, json, os, signal, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from command import vadnb as command
+from toy_system import processes, run_file
 from vadnb.core import DataError, read_json, read_jsonl, write_atomic
 from vadnb.data.video import VideoReader, write_video
 from vadnb.results.layers import Segments
@@ -210,11 +211,13 @@ def test_it_trains_and_its_checkpoint_is_two_files(run):
 def test_killed_and_resumed_to_the_last_bit(world, run):
     "kill -9 of a process of its own at some step; the same command again"
     words = ['train', '--config', world/'segments.yaml', '--name', 'killed', '--slow', '.02', '--train.save_every', '1']
-    process = subprocess.Popen([sys.executable, str(here), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = processes.Process(target=run_file, args=(here, words))
+    process.start()
     killed,deadline = world/'runs'/'killed', time.time()+300
-    while not (killed/'checkpoints'/'step-000016').exists() and process.poll() is None and time.time()<deadline: time.sleep(.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait()==-signal.SIGKILL
+    while not (killed/'checkpoints'/'step-000016').exists() and process.is_alive() and time.time()<deadline: time.sleep(.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode==-signal.SIGKILL
     vadnb(*words)
     assert [r['kind'] for r in read_jsonl(killed/'log.jsonl') if r['kind'] in ('start', 'resume')]==['start', 'resume']
     assert curve(killed)==curve(run)

@@ -1,5 +1,5 @@
 "A small system that holds everything a resumed run has to restore, and ways to train it, in processes that may be killed"
-import multiprocessing, random
+import multiprocessing, os, random, runpy, shutil, sys
 from dataclasses import dataclass, field
 from pathlib import Path
 import accelerate
@@ -15,7 +15,10 @@ from vadnb.train.optim import OptimConfig, split_decay
 
 # a clean server process that has imported everything: its children start in milliseconds and share no threads with the tests
 processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['accelerate', 'torch._inductor', 'vadnb.train.health', 'vadnb.systems.fgclip'])
+processes.set_forkserver_preload([
+    'accelerate', 'torch._inductor', 'pytest', 'vadnb.cli', 'vadnb.plots', 'vadnb.train.learner', 'vadnb.train.health',
+    'vadnb.report.report', 'vadnb.worlds.street', 'vadnb.worlds.textures',
+    'vadnb.systems.fgclip.system', 'vadnb.systems.uniad.system'])
 
 class Points:
     "A function of four numbers, observed with noise that depends on seed, epoch and index alone"
@@ -134,6 +137,46 @@ def as_a_program():
     "What a process of its own would have: one thread, and loading processes that are forked"
     torch.set_num_threads(1)
     multiprocessing.set_start_method('fork', force=True)
+
+def run_file(file, words, said=os.devnull):
+    "For another process: `python file words`; what it prints goes to a file"
+    as_a_program()
+    out = os.open(said, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2): os.dup2(out, stream)
+    sys.argv = [str(file), *map(str, words)]
+    if str(file).endswith('.py'): runpy.run_path(str(file), run_name='__main__')
+    else: runpy.run_module(file, run_name='__main__', alter_sys=True)
+
+EVENTS = 'open', 'os.rename', 'os.mkdir', 'os.remove', 'os.rmdir', 'os.symlink', 'shutil.rmtree'
+
+def snapshots(folder, kept, counts, cfg):
+    """For another process: train in `folder`, and keep a copy of it, `kept`/<number>, before each operation on a file of it
+    for which `counts(event, names)`. That is what kill -9 would leave at that moment: what was written, and no more"""
+    as_a_program()
+    seen,busy = [0], [False]
+    def watch(event, args):
+        if busy[0] or event not in EVENTS: return
+        names = [str(a) for a in args if isinstance(a, (str, Path)) and str(folder) in str(a)]
+        if not names or not counts(event, names): return
+        busy[0] = True
+        seen[0] += 1
+        shutil.copytree(folder, kept/f'{seen[0]:03d}', symlinks=True)
+        busy[0] = False
+    os.fsync = lambda fd: None # a kill loses nothing that the system already has
+    sys.addaudithook(watch)
+    fit(cfg)
+
+def different(kept):
+    """The copies of `snapshots` in their order: (folder, whether its files differ from those of the one before).
+    A run that goes on from the same files goes on in the same way, so that only one of them need be tried"""
+    def files(folder):
+        return {str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.is_file() and p.read_bytes()
+                for p in folder.rglob('*')}
+    before = None
+    for folder in sorted(kept.iterdir()):
+        now = files(folder)
+        yield folder, now!=before
+        before = now
 
 def train(*words, **named):
     "For another process: train the toy"

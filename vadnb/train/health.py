@@ -224,11 +224,11 @@ def look_at_row(self:FiniteCheck):
 
 # %% ../../nbs/train/54_health.ipynb #ae1a0c03
 def residual(
-    values, # 1-D array
+    values, # 1-D array of two or more
 )->float:
     "Standard deviation around the linear trend"
-    t = np.arange(len(values))
-    return float(np.std(values-np.polyval(np.polyfit(t, values, 1), t)))
+    t = np.arange(len(values))-(len(values)-1)/2
+    return float(np.std(values-t*(t@values)/(t@t)))
 
 def oscillates(
     losses, # logged losses in order, two windows or more
