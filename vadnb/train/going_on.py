@@ -97,7 +97,8 @@ def check_state(
     bad = [k for k in COUNTS if not known or type(state.get(k)) is not int or state[k]<0]
     bad += [k for k,kind in kinds.items() if not known or type(state.get(k)) is not kind]
     if not bad and not state['per_epoch']*state['batch']*state['accumulate']: bad = ['per_epoch']
-    if bad: raise CheckpointError(f"{where}: '{bad[0]}' is missing or damaged; go back to an older checkpoint")
+    if bad:
+        raise CheckpointError(f"{where}: '{bad[0]}' is missing or damaged; go back to an older checkpoint")
     return state
 
 # %% ../../nbs/train/59_going_on.ipynb #836a008c
