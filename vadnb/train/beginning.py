@@ -45,8 +45,11 @@ def check_unfinished(
     "Raise `CheckpointError` for a run that has no step left to take"
     L = learner
     if folder and L.step>=L.total_steps and (not own or L.folder.ended_at(L.step)):
-        raise CheckpointError(f'{L.run if own else folder}: is finished ({L.step} of {L.total_steps} steps); '
-                              'choose another --name, or train on with a higher --train.steps or --train.epochs')
+        over = L.step>L.total_steps
+        says = f'has {L.step} steps behind it, and {L.total_steps} are asked for' if over else \
+               f'is finished ({L.step} of {L.total_steps} steps)'
+        raise CheckpointError(f'{L.run if own else folder}: {says}; choose another --name, or train on with a higher '
+                              '--train.steps or --train.epochs')
 
 # %% ../../nbs/train/61_beginning.ipynb #12c14563
 def begin(

@@ -109,7 +109,8 @@ def beside_parts(
 def plain_names(names): return isinstance(names, list) and names and len({*map(str, names)})==len(names)
 def known_calibration(c):
     if c is None: return True
-    return isinstance(c, dict) and set(c)=={'step', 'value'} and type(c['step']) is int and c['step']>=0
+    known = isinstance(c, dict) and set(c)=={'step', 'value'} and type(c['step']) is int
+    return known and 0<=c['step']<10**12 and c['value'] is not None
 
 # value, test, what it must be
 CARD_RULES = [
@@ -140,6 +141,8 @@ def read_card(
     for key,holds,says in CARD_RULES:
         if key not in card or not holds(card[key]):
             raise CheckpointError(f"{file}: '{key}' must be {says}, found {card.get(key)!r:.80}; copy it again")
+    if lost := sorted({*card}-{'format', *(k for k,_,_ in CARD_RULES)}):
+        raise CheckpointError(f"{file}: '{lost[0]:.80}' is unknown; another version wrote it")
     for name in card['parts']: check_part_name(name, file)
     return card
 

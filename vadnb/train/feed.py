@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from ..core import DataError
 from ..core import VadnbError
+from .answers import checked_scan
 
 # %% ../../nbs/train/48_feed.ipynb #5f65d23d
 class EpochBatches:
@@ -246,6 +247,6 @@ def look_through(
     rank:int=0, # this process
 ): # its `Scan`, to be joined with those of the other processes
     "What this process sees of a split"
-    scan = system.scan(data, split)
+    scan = checked_scan(system, system.scan(data, split))
     for batch in evaluation_batches(data, split, cfg, device, world, rank): scan.add(batch, system.look(batch))
     return scan

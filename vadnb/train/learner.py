@@ -19,6 +19,7 @@ from ..core import DataError
 from ..core import VadnbError
 from ..core import did_you_mean
 from ..core import set_seed
+from .answers import checked_losses, figures
 from .beginning import begin, check_measured, check_unfinished, describe
 from .callbacks import Averaging, Checkpoints, EarlyStopping, Evaluate, LogLosses, Pictures
 from .callbacks import RunLog, handlers
@@ -69,6 +70,7 @@ def one_step(self:Learner):
         exchange = k==len(sizes) or self.cfg.train.ddp_static_graph and not self.exchanged
         with contextlib.nullcontext() if exchange else engine.no_sync(self.model):
             losses = self.model(batch)
+            if not self.exchanged: checked_losses(self.system, losses)
             engine.backward(losses['loss'] if n==whole else losses['loss']*(n/whole))
         self.losses = {k: v.detach() for k,v in losses.items()}
         used += n
@@ -262,7 +264,7 @@ def evaluate(self:Learner):
     P,t = self.processes, self.cfg.train
     def measure():
         self.scan = scans[0].join(scans[1:]) if scans[1:] else scans[0]
-        return {k: float(v) for k,v in self.scan.metrics().items()}, self.plain_calibration()
+        return figures(self.scan, self.scan.metrics()), self.plain_calibration()
     with self.evaluating():
         # processes have seen other batches, and so may have other buffers: those of the main one are measured
         P.share(self.system.buffers())

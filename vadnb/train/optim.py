@@ -175,6 +175,11 @@ def make_optimizer(
     groups:list, # dicts with name, params, lr, weight_decay
 )->torch.optim.Optimizer:
     "AdamW or SGD over named groups; raises `ConfigError` when there is nothing to train"
+    for g in groups:
+        lacks = [k for k in ('name', 'params', 'lr', 'weight_decay') if not isinstance(g, dict) or k not in g]
+        if lacks:
+            raise ConfigError(f"System.groups: a group has no '{lacks[0]}'; each is a dict of name, params, lr and "
+                              'weight_decay')
     if not any(g['params'] for g in groups):
         raise ConfigError('nothing to train: every parameter is frozen; unfreeze a part of the model')
     for g in groups:

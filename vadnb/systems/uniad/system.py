@@ -139,8 +139,10 @@ def check_provenance(self:UniADSystem, known, where):
     "A head belongs to the features it was trained on"
     now = self.provenance()
     if known==now: return
+    # what names no weights at all is not a run of other weights
+    if not known.get('digest') and not now: return super(UniADSystem, self).check_provenance(known, where)
     none = 'of none, random weights,'
-    digests = (v.get('digest', none) if isinstance(v, dict) else 'unknown' for v in (known, now))
+    digests = (v.get('digest', none) for v in (known, now))
     was,own = (f'{digest!r:.80}'.strip("'") for digest in digests)
     raise CheckpointError(f"{where}: the weights of {self.cfg.model.backbone} are not those this run was trained with "
                           f"(digest {own} instead of {was}); give the file they came from with "
