@@ -112,7 +112,8 @@ def main(
     except OSError as e: code = complain_of_system(e)
     except RuntimeError as e:
         # only the memory of a GPU running out is the user's to solve
-        if 'out of memory' not in str(e): raise
+        if 'out of memory' not in str(e):
+            raise
         code = complain(memory_advice(words))
     sys.exit(code)
 

@@ -43,7 +43,8 @@ def play(
     print()
     system,folder = evaluate_run(run)
     for _,_,error in Prediction(system, folder.name, run/'predictions', False).save(shown):
-        if error is not None: raise error
+        if error is not None:
+            raise error
 
 # %% ../../nbs/commands/04_demo.ipynb #1717c2b7
 def demo_configs(

@@ -223,7 +223,8 @@ def check_inputs(
         raise ConfigError(f"command line: {twins[0]} and {twins[1]} would write the same files; predict them into "
                           "different --out folders")
     for path in inputs:
-        if not Path(path).exists(): raise DataError(f'{path}: no such file or folder')
+        if not Path(path).exists():
+            raise DataError(f'{path}: no such file or folder')
 
 def warn_of_other_weights(
     system, # as `load_run` gives it

@@ -169,7 +169,8 @@ def read_box_pickle(
                     raise DataError(f'{path}, {name}, row {j}: a second box for frame {frame+1}; keep one of them')
                 found[frame] = box
             except DataError as e:
-                if not skip_bad: raise
+                if not skip_bad:
+                    raise
                 bad.append(str(e))
         if found:
             res[name] = (np.array(sorted(found), np.int64), np.array([found[f] for f in sorted(found)], np.float64))

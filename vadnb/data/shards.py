@@ -241,7 +241,8 @@ class Rows:
     ):
         at = {d: (s, k) for s in reversed(shards) for k,d in enumerate(s.names)}
         for d in names or ['']:
-            if d not in at: raise DataError(f"row '{d}': is in none of {len(shards)} shards; ask a store to keep it")
+            if d not in at:
+                raise DataError(f"row '{d}': is in none of {len(shards)} shards; ask a store to keep it")
         self.shards = list({id(s): s for s in (at[d][0] for d in names)}.values())
         check_alike(self.shards)
         number = {id(s): n for n,s in enumerate(self.shards)}

@@ -59,7 +59,8 @@ class Wanted:
                 raise DataError(f"{self.what}: '{s.names[0]}' came with other rows or shapes than were asked for")
             left = left[len(s.names):]
             yield s
-        if left: raise DataError(f"{self.what}: '{left[0]}' was asked for and not computed")
+        if left:
+            raise DataError(f"{self.what}: '{left[0]}' was asked for and not computed")
 
 # %% ../../nbs/data/18_store.ipynb #ff384d50
 class OverLimit(NoPlace): "The rows are larger than the settings allow, wherever they lie"

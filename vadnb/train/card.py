@@ -31,7 +31,8 @@ def check_part_name(
     "Raise `CheckpointError` for a name that is no plain file name or is taken"
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z][\w-]{0,63}', name):
         raise CheckpointError(f'{where}: {name!r:.80} cannot be the name of a part; use letters, digits, _ and -')
-    if name in TAKEN: raise CheckpointError(f"{where}: a part cannot be called '{name}', which the loop writes itself")
+    if name in TAKEN:
+        raise CheckpointError(f"{where}: a part cannot be called '{name}', which the loop writes itself")
 
 def check_file_name(
     name, # of a file beside the parts
@@ -131,7 +132,8 @@ def read_card(
     if not file.is_file() and (folder/'model.safetensors').is_file():
         raise CheckpointError(f'{file}: no such file: the checkpoint is damaged, or vadnb 0.1.0 wrote it, whose '
                               'checkpoints are laid out in another way; use it with that version, or train again')
-    if not file.is_file(): raise CheckpointError(f'{file}: no such file; give a finished checkpoint')
+    if not file.is_file():
+        raise CheckpointError(f'{file}: no such file; give a finished checkpoint')
     card = read_json(file, CheckpointError)
     if not isinstance(card, dict) or card.get('format')!=FORMAT:
         found = card.get('format') if isinstance(card, dict) else card

@@ -71,6 +71,7 @@ def set_random_state(
     torch.set_rng_state(state['torch'])
     for i,s in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
 
+# %% ../../nbs/train/52_checkpoint.ipynb #2501f7e9
 @contextmanager
 def kept_random_state():
     "Whatever is drawn inside leaves no trace outside: evaluation must not move training"
@@ -196,6 +197,7 @@ def remove_old(
         gone = p.with_name(f'.{p.name}.old')
         p.rename(gone); shutil.rmtree(gone)
 
+# %% ../../nbs/train/52_checkpoint.ipynb #12788bab
 def set_aside(
     run, # run folder
     step:int, # the last step that counts
@@ -250,7 +252,8 @@ def find_checkpoint(
     if not run.is_dir():
         raise CheckpointError(f'{run}: no such run{like(run)}')
     found = checkpoint_folders(run)
-    if not found: raise CheckpointError(f'{run}: holds no finished checkpoint; train it first')
+    if not found:
+        raise CheckpointError(f'{run}: holds no finished checkpoint; train it first')
     if which=='last': return found[-1]
     path = (run/which).resolve() if which=='best' else run/'checkpoints'/which
     if not path.is_dir():

@@ -105,7 +105,8 @@ def checked(self:EncodedRows,
     "One row, of the same names, shapes and types as every other"
     name,kept = tags['name'],{n: v for n,v in sample.items() if n not in self.inputs and n not in tags}
     for n,v in kept.items():
-        if n in made: raise DataError(f'{name}, {n}: is what the cache calls its own tensor; give it another name')
+        if n in made:
+            raise DataError(f'{name}, {n}: is what the cache calls its own tensor; give it another name')
         if not isinstance(v, Tensor):
             raise DataError(f'{name}, {n}: is {type(v).__name__}; only tensors are kept, the rest belongs into tags')
     row = {**kept, **made}
@@ -140,7 +141,8 @@ class CachedFeatures(Dataset):
 
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
-        if not 0<=i<len(self): raise IndexError(f'image {i} of {len(self)}')
+        if not 0<=i<len(self):
+            raise IndexError(f'image {i} of {len(self)}')
         return {**self.rows[i], **self.data.tags(i)}
 
     @property
@@ -173,13 +175,15 @@ def check_cache(
     "`ConfigError` that names the setting which cannot be"
     if mode not in PLACES:
         raise ConfigError(f"cache: '{mode}' is unknown; use {', '.join(PLACES)}{did_you_mean(mode, PLACES)}")
-    if not limit_gb>0: raise ConfigError(f'cache_gb: {limit_gb} is not a positive number of gigabytes')
+    if not limit_gb>0:
+        raise ConfigError(f'cache_gb: {limit_gb} is not a positive number of gigabytes')
     if batch_size<1:
         noun = getattr(data, 'noun', 'images')
         raise ConfigError(f'batch_size: {batch_size} is not a positive number of {noun}')
     if mode=='disk' and folder is None:
         raise ConfigError('cache_folder: is missing; name a folder for cache disk, or use cache memory')
-    if not len(data): raise DataError('the data set is empty; give at least one image')
+    if not len(data):
+        raise DataError('the data set is empty; give at least one image')
 
 # %% ../../nbs/train/56_feature_cache.ipynb #4a2b6235
 def kept(
@@ -234,7 +238,8 @@ def cached(
         share,why = (.5, f", because {'; '.join(reasons)}") if mode=='auto' else (1., '')
         try: return CachedFeatures(data, rows.digests, kept(rows, key, place, folder, limit_gb*1e9, say, share, why))
         except NoPlace as e:
-            if mode!='auto': raise
+            if mode!='auto':
+                raise
             reasons = [str(e)] if isinstance(e, OverLimit) else [*reasons, str(e)]
             if isinstance(e, OverLimit): break
     return uncached(data, f"because {'; '.join(reasons)}", say)

@@ -139,7 +139,8 @@ class DrawnSamples(torch.utils.data.Dataset):
             if hasattr(self.data, 'draw'): return self.data.draw(i, np.random.default_rng([self.seed, epoch, i]))
             return self.data[i]
         except DataError as e:
-            if self.on_bad_sample=='raise': raise
+            if self.on_bad_sample=='raise':
+                raise
             return f'sample {i}: {e}'
 
 class SkippingCollate:

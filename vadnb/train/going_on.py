@@ -106,7 +106,8 @@ def check_state(
     bad += [k for k,kind in kinds.items() if not known or type(state.get(k)) is not kind]
     bad += [] if bad else [k for k,holds in PARTS.items() if not holds(state.get(k))]
     if not bad and not state['per_epoch']*state['batch']*state['accumulate']: bad = ['per_epoch']
-    if bad: raise CheckpointError(f"{where}: '{bad[0]}' is missing or damaged; go back to an older checkpoint")
+    if bad:
+        raise CheckpointError(f"{where}: '{bad[0]}' is missing or damaged; go back to an older checkpoint")
     return state
 
 # %% ../../nbs/train/59_going_on.ipynb #836a008c

@@ -182,6 +182,15 @@ def standard_callbacks(self:Learner, groups):
     if t.trackers and self.save: res.append(Trackers())
     return res
 
+# %% ../../nbs/train/50_learner.ipynb #67c8b9c3
+@patch
+def feed(self:Learner):
+    "Let the system put something in the place of its data, such as frozen features, before anything is written"
+    self.fed = self.processes.in_all(lambda: self.system.feed(self.data, self.fresh))
+    # first values that were taken from the data are those of the main process
+    if self.fresh: self.processes.share([*self.system.parameters(), *self.system.buffers()])
+    self.train,self.valid = self.fed.split('train'), self.fed.split('valid')
+
 # %% ../../nbs/train/50_learner.ipynb #5f83be6c
 # keys that change nothing about what is learned
 HARMLESS = {'name', 'runs', 'train.resume', 'train.progress', 'train.trackers', 'train.keep', 'train.workers',
@@ -317,14 +326,6 @@ def run_loop(self:Learner, kind, values):
         raise
 
 # %% ../../nbs/train/50_learner.ipynb #b82d1bfa
-@patch
-def feed(self:Learner):
-    "Let the system put something in the place of its data, such as frozen features, before anything is written"
-    self.fed = self.processes.in_all(lambda: self.system.feed(self.data, self.fresh))
-    # first values that were taken from the data are those of the main process
-    if self.fresh: self.processes.share([*self.system.parameters(), *self.system.buffers()])
-    self.train,self.valid = self.fed.split('train'), self.fed.split('valid')
-
 @patch
 def failed(self:Learner, e):
     "Tell callbacks and log of an exception that is on its way"

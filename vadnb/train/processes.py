@@ -116,7 +116,8 @@ def in_main(self:Processes, f):
         try: found = f()
         except Exception as e: error = e
     found,told = self.from_main((found, portable(error)))
-    if error or told: raise error or told
+    if error or told:
+        raise error or told
     return found
 
 # %% ../../nbs/train/46_processes.ipynb #e4c51a8e
@@ -128,7 +129,8 @@ def in_all(self:Processes, f):
     try: found = f()
     except Exception as e: error = e
     told = next(filter(None, self.from_all(portable(error))), None)
-    if error or told: raise error or told
+    if error or told:
+        raise error or told
     return found
 
 # %% ../../nbs/train/46_processes.ipynb #07b5a515

@@ -79,5 +79,6 @@ def lr_find(
     # a loss that is no number is a fault in training and the end of the range in this test
     try: L.fit()
     except HealthError:
-        if len(test.losses)<10 or np.isfinite(test.losses[-1]) and np.isfinite(float(L.grad_norm or 0.)): raise
+        if len(test.losses)<10 or np.isfinite(test.losses[-1]) and np.isfinite(float(L.grad_norm or 0.)):
+            raise
     return dict(rates=test.rates, losses=test.losses, suggestions=suggest_rates(test.rates, test.losses))

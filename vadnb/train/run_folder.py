@@ -84,19 +84,20 @@ def claim(self:RunFolder,
     config = folder.parent.parent/'config.yaml' if folder else self.config
     return folder, read_yaml(config, CheckpointError) if config.exists() else None
 
-# %% ../../nbs/train/49_run_folder.ipynb #52bdf2fe
-def plain_name(
-    name, # of a picture, perhaps from the log of a stranger
-)->bool:
-    "Whether a name is that of a plain file"
-    return isinstance(name, str) and bool(name) and '/' not in name and not name.startswith('.')
-
+# %% ../../nbs/train/49_run_folder.ipynb #7c281795
 @patch
 def ended_at(self:RunFolder,
     step:int, # optimizer step
 )->bool:
     "Whether the run came to its planned end at a step"
     return any(r['kind']=='end' and r['status']=='done' and r['step']==step for r in self.rows())
+
+# %% ../../nbs/train/49_run_folder.ipynb #52bdf2fe
+def plain_name(
+    name, # of a picture, perhaps from the log of a stranger
+)->bool:
+    "Whether a name is that of a plain file"
+    return isinstance(name, str) and bool(name) and '/' not in name and not name.startswith('.')
 
 @patch
 def tidy(self:RunFolder,

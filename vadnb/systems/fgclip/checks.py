@@ -204,6 +204,7 @@ class CaptionsCheck(Check):
             self.find('warning', f'{len(cut)} captions are cut at the end of the text encoder, the first is {cut[0]}: '
                       'shorten them, or read those of whole clips with model.long_captions long', captions=cut[:50])
 
+# %% ../../../nbs/systems/fgclip/05_checks.ipynb #9de6402a
 class HardNegativesCheck(Check):
     "Hard negatives without a weight, or a weight without hard negatives"
     code,what = 'hard_negatives', 'perturbed captions and the weight of their loss come together'

@@ -77,9 +77,11 @@ def clips_listed(self:FGCLIPData,
     "The clips of a region annotation; of a list that lacks one of them the error says that it can be left out"
     try: return self.clips(name, frames, annotation)
     except DataError as e:
-        if ': has no entry for ' not in str(e): raise
+        if ': has no entry for ' not in str(e):
+            raise
         raise DataError(f"{e}; or --{key} null, and the regions of {name} are the truth") from None
 
+# %% ../../../nbs/systems/fgclip/01_data.ipynb #8a552b20
 @patch
 def known(self:FGCLIPData,
     split:str, # valid | test

@@ -106,6 +106,7 @@ class Contrast(NamedTuple):
     b:Tensor # of the other, (n, P)
     keys:Tensor # of a pair and of its caption, (n, 2) int64
 
+# %% ../../../nbs/systems/fgclip/02_features.ipynb #a0534639
 def read_bank(
     pairs:Contrast, # of the batch
     bank, # `MemoryBank`, or None where there is none or it must not be read

@@ -37,7 +37,8 @@ def new_file(
     target, # file to be written
 )->Path:
     "Raise `DataError` where the file exists"
-    if Path(target).exists(): raise DataError(f'{target}: exists already; choose another name or remove it')
+    if Path(target).exists():
+        raise DataError(f'{target}: exists already; choose another name or remove it')
     return Path(target)
 
 def skeleton(

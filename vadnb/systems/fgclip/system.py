@@ -178,6 +178,7 @@ def make_clip(
                           f"{max(1, round(h/p))*p}x{max(1, round(w/p))*p}")
     return clip
 
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #b0fa2203
 @patch
 def first_scales(self:FGCLIP):
     "Log scales as the configuration has them, where it does"
@@ -258,6 +259,7 @@ def look(self:FGCLIP, batch):
         text,region_text,_ = caption_features(self.clip, batch, w.hard_negative_weight>0, m.long_captions=='long')
     return Look(look_at_clips(self.clip, batch, self.cfg.score.chunk), text, region_text)
 
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #bec9fc01
 @patch
 def prompts(self:FGCLIP):
     "The prompts as the present weights read them"

@@ -29,7 +29,8 @@ def fetched(
         with torch.random.fork_rng(devices=[]):
             return Backbone(cfg.model.backbone, cfg.model.strides, True).state_dict()
     except ConfigError as e:
-        if 'cannot make' not in str(e): raise
+        if 'cannot make' not in str(e):
+            raise
         raise ConfigError(f"{e}; without a network, give timm's file of it: --model.backbone_weights FILE") from None
 
 def load_pretrained(

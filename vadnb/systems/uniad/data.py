@@ -48,7 +48,8 @@ class WithCalibration(Dataset):
 
     def __len__(self): return len(self.judged)+len(self.chosen)
     def place(self, i): # (whether it calibrates, data set, index in it)
-        if not 0<=i<len(self): raise IndexError(f'image {i} of {len(self)}')
+        if not 0<=i<len(self):
+            raise IndexError(f'image {i} of {len(self)}')
         n = len(self.judged)
         return (False, self.judged, i) if i<n else (True, self.good, self.chosen[i-n])
     def __getitem__(self, i): data,k = self.place(i)[1:]; return {**data[k], **self.tags(i)}
@@ -120,6 +121,7 @@ def read_records(self:UniADData):
                 raise DataError(f"{r.where}, filename: '{r.name}' is a training image too; take it out of one list")
     return train, test, root, place
 
+# %% ../../../nbs/systems/uniad/01_data.ipynb #dc3724dd
 @patch
 def records(self:UniADData):
     "Good records to learn from, records to be tested with, and the folders they lie in. Raises `DataError`"
@@ -144,6 +146,7 @@ def train_split(self:UniADData):
     turned = dict(hflip=d.hflip, vflip=d.vflip, rotate=d.rotate)
     return self.images(self.divided()[0], root, self.classes, **turned)
 
+# %% ../../../nbs/systems/uniad/01_data.ipynb #ab29042a
 @patch
 def valid_split(self:UniADData):
     "What the best checkpoint is chosen on: held-out images with planted defects, or as in the paper the test set"

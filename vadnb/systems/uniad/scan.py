@@ -108,6 +108,7 @@ def unpacked(
     bits = np.frombuffer(zlib.decompress(data), np.uint8)
     return np.unpackbits(bits, count=math.prod(size)).reshape(size).astype(bool)
 
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #bb7eacc4
 def check_learned(
     items, # images to be judged
     learned, # names of classes, or None
@@ -219,6 +220,7 @@ def metrics(self:ImageScan)->dict:
     self.warn_of_lost()
     return res | self.rates()
 
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #483adf7f
 @patch
 def calibration(self:ImageScan):
     "What the good images of the validation set score, or those that were taken along for it; None of other splits"

@@ -148,6 +148,7 @@ def check_provenance(self:UniADSystem, known, where):
                           f"(digest {own} instead of {was}); give the file they came from with "
                           "--model.backbone_weights, or another --name")
 
+# %% ../../../nbs/systems/uniad/04_system.ipynb #3b2b5382
 @patch
 def load_reference(self:UniADSystem, weights):
     "Load an official checkpoint into the head; returns the names it did not use"
