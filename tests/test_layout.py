@@ -272,29 +272,10 @@ SPINE = ('core', 'requirements', 'config', 'plots', 'pictures', 'data', 'worlds'
 NETWORKS = {'models.uniad', 'uniad', 'UniAD'} # a network of that name, which systems are made of
 # Keys of a system that are words of everybody: what the spine means by them.
 IN_GENERAL = {
-    'cache': 'of train.feature_cache, which serves every system whose features are frozen',
     'cache_folder': 'an argument of train.feature_cache',
     'cache_gb': 'an argument of train.feature_cache',
-    'classes': 'a kind of layer; what a model tells apart',
-    'data': 'a Data, and the section of every configuration',
-    'frames': 'of a video',
-    'good': 'an image without a defect; a value that is as it should be',
-    'kind': 'of a row, a layer, a conversion',
-    'limit': 'of bytes, of a figure of health',
-    'loss': 'what every system minimises',
-    'model': 'what is trained, and the section of every configuration',
     'pixel_rate': 'an argument of results.thresholds, beside the rate of images',
-    'rates': 'learning rates; shares of false alarms',
-    'regions': 'of a map, above a threshold',
-    'score': 'of an image, a frame, a segment',
-    'size': 'of an image, a file, a figure',
-    'smooth': 'of a curve',
-    'start': 'where something begins',
-    'stride': 'pixels per cell of a map; steps of an optimizer',
-    'test': 'a split; trying something',
-    'text': 'characters',
-    'threshold': 'of a curve or a map',
-    'weights': 'of a network',
+    'video_scores': 'the module results.video_scores',
 }
 
 def words_of_code(tree):
@@ -345,6 +326,8 @@ def words_of_one_system():
         if re.fullmatch(r'vadnb\.systems\.\w+\.config', name): words |= keys_of(tree(name))
         if re.fullmatch(r'vadnb\.systems\.\w+\.system', name):
             words |= {w for said in texts_under(tree(name), 'metrics') for w in re.findall(r'\w+', said)}
+    # a key of one plain word, such as window or top, is a word of everybody
+    words = {w for w in words if '_' in w} | ({'prompts'} & words)
     return words-keys_of(tree('vadnb.train.system'))-keys_of(tree('vadnb.train.optim'))
 
 def of_one_system(words): return re.compile(rf"\b({'|'.join(sorted(words, key=len, reverse=True))})\b")
