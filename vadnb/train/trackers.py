@@ -38,6 +38,8 @@ class Progress(Callback):
             else: self.bar.set_postfix_str(says)
         elif row['kind']=='valid':
             found = {k: v for k,v in row.items() if isinstance(v, float) and k!='epoch' and '/' not in k}
+            # a system may count by class or threshold only: then the metric that chooses speaks for all
+            found = found or {k: v for k,v in row.items() if k==self.learner.metric}
             self.learner.say(f"step {row['step']}: "+', '.join(f'{k} {v:.4g}' for k,v in found.items()))
 
     def after_fit(self):
