@@ -92,7 +92,7 @@ def whole_process(p): return isinstance(p, dict) and isinstance(p.get('callbacks
 
 # what else of a state is used, and when it is whole
 PARTS = dict(resumed=lambda v: type(v) is bool, warmup=lambda v: {*v}=={'epochs', 'asked'} and is_number(v['epochs']),
-             processes=lambda v: bool(v) and all(map(whole_process, v)),
+             processes=lambda v: all(map(whole_process, v)),
              scaler=lambda v: v is None or isinstance(v, dict))
 
 def check_state(
