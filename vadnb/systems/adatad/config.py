@@ -180,6 +180,7 @@ def is_range(v, top=float('inf')): return len(v)==2 and 0<v[0]<=v[1]<=top
 def levels(c): return c.detector.arch[2]+1 if len(c.detector.arch)==3 else 0 # of the pyramid
 def share(v): return 0<=v<1
 
+# %% ../../../nbs/systems/adatad/00_config.ipynb #45bd4a81
 DATA_RULES = [
     ('data.classes', lambda c: c.data.classes is None or len({*c.data.classes})==len(c.data.classes)>0,
         'null or different names'),
