@@ -184,14 +184,15 @@ def targets(self:DetectionLoss,
     return tuple(map(torch.stack, zip(*found)))
 
 # %% ../../nbs/losses/34_detection.ipynb #c711957f
-def _around(d): return torch.stack([-d[...,0], d[...,1]], -1)
-
 @patch
 def balance(self:DetectionLoss, cls:Tensor, reg:Tensor)->Tensor: # factor of the second part
     "What makes the distance IoU of all processes as large as their focal loss"
     both = torch.stack([cls, reg]).detach()
     if self.training and world_size()>1: dist.all_reduce(both)
     return both[0]/both[1].clamp(min=.01)
+
+# %% ../../nbs/losses/34_detection.ipynb #472daede
+def _around(d): return torch.stack([-d[...,0], d[...,1]], -1)
 
 @patch
 def forward(self:DetectionLoss,

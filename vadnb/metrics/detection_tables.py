@@ -71,9 +71,11 @@ def _detection_columns(
     lists = [detections.get(name, ()) for name in names]
     rows = [*chain.from_iterable(lists)]
     try:
-        if {*map(len, rows)}-{4}: raise ValueError
+        if {*map(len, rows)}-{4}:
+            raise ValueError
         start,end,score = (np.fromiter(map(itemgetter(i), rows), float, len(rows)) for i in (1, 2, 3))
-        if not (np.isfinite(start)&np.isfinite(end)&np.isfinite(score)).all(): raise ValueError
+        if not (np.isfinite(start)&np.isfinite(end)&np.isfinite(score)).all():
+            raise ValueError
     except (TypeError, ValueError):
         _row_to_blame(detections, [n for n in names if n in detections])
         raise

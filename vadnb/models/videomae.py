@@ -196,6 +196,7 @@ def read(self:VideoMAE, x, chunks, grid):
     for i,x in zip(range(max(self.adapters)+1), self.outputs(x, chunks, grid)):
         if i in self.adapters: yield x
 
+# %% ../../nbs/models/24_videomae.ipynb #2c9d4f6f
 @patch
 def tokens(self:VideoMAE,
     frames:Tensor, # (B, T, 3, H, W), see `embed`

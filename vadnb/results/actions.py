@@ -117,6 +117,7 @@ def boundaries(self:ActionPrediction)->np.ndarray: # seconds, (frames+1,)
 @patch(as_prop=True)
 def duration(self:ActionPrediction)->float: return float(self.boundaries[-1]) # seconds
 
+# %% ../../nbs/results/18_actions.ipynb #e3406f24
 @patch
 def arrange(self:ActionPrediction):
     "Segments by falling score, cut off at the video's ends, those without length left out and counted"
@@ -139,6 +140,7 @@ def row(self:ActionPrediction,
     (start,end),seconds = self.spans[i].tolist(), self.segments[i].tolist()
     return dict(start=start, end=end, seconds=seconds, label=self.classes[self.labels[i]], score=float(self.scores[i]))
 
+# %% ../../nbs/results/18_actions.ipynb #9aaf013c
 @patch
 def meant(self:ActionPrediction,
     threshold:float|None=None, # score from which a segment is meant; None takes the prediction's own
@@ -214,6 +216,7 @@ def told(self:ActionPrediction,
     rest = sorted(self.surest(most), key=lambda r: r['seconds'])
     return f'no segment reaches {at}'+('; the surest' if rest else ', there is none at all'), rest, False
 
+# %% ../../nbs/results/18_actions.ipynb #19011aae
 @patch
 def over_time(self:ActionPrediction,
     fig=None, # Figure or SubFigure to draw into; None makes one
@@ -267,6 +270,7 @@ def cues(
     pieces = [(a, b, [r for r in rows if r['seconds'][0]<=a and b<=r['seconds'][1]]) for a,b in zip(edges, edges[1:])]
     return [p for p in pieces if p[2]]
 
+# %% ../../nbs/results/18_actions.ipynb #e985fbb6
 def srt_time(
     seconds:float, # from the first frame
 )->str: # such as 01:02:03,450

@@ -171,6 +171,7 @@ def save(self:VideoAnswer,
         write_video(files[-1], self.overlay_frames(frames), self.fps, times=None if times is None else np.array(times))
     return files
 
+# %% ../../nbs/results/19_video_answer.ipynb #c8a8b999
 @patch
 def figure(self:VideoAnswer,
     reader=None, # the video, when it is open already

@@ -6,7 +6,7 @@
 __all__ = ['METRIC', 'SIZES', 'SHAPE', 'RANGES', 'DATA_RULES', 'FEED_RULES', 'MODEL_RULES', 'DETECTOR_RULES', 'LOSS_RULES',
            'SCORE_RULES', 'RULES', 'CONFLICTS', 'DataConfig', 'CacheConfig', 'FeatureConfig', 'AugmentConfig',
            'ModelConfig', 'AdapterConfig', 'DetectorConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'is_pair',
-           'is_range', 'levels', 'share', 'check_conflicts', 'check_window', 'check_patches', 'Config']
+           'is_range', 'share', 'levels', 'check_conflicts', 'check_window', 'check_patches', 'Config']
 
 # %% ../../../nbs/systems/adatad/00_config.ipynb #7c7a6689
 from dataclasses import dataclass
@@ -177,7 +177,8 @@ class ScoreConfig:
 # %% ../../../nbs/systems/adatad/00_config.ipynb #91656589
 def is_pair(v): return len(v)==2 and min(v)>0
 def is_range(v, top=float('inf')): return len(v)==2 and 0<v[0]<=v[1]<=top
-def levels(c): return c.detector.arch[2]+1 if len(c.detector.arch)==3 else 0 # of the pyramid
+
+# %% ../../../nbs/systems/adatad/00_config.ipynb #45bd4a81
 def share(v): return 0<=v<1
 
 DATA_RULES = [
@@ -220,6 +221,8 @@ MODEL_RULES = [
     ('adapter.blocks', lambda c: all(0<=b<c.model.value('depth') for b in c.adapter.blocks or ()),
         'numbers of blocks of the model, from 0'),
 ]
+
+def levels(c): return c.detector.arch[2]+1 if len(c.detector.arch)==3 else 0 # of the pyramid
 
 DETECTOR_RULES = [
     ('detector.arch', lambda c: len(c.detector.arch)==3 and min(c.detector.arch)>=0 and c.detector.arch[0]>=1,

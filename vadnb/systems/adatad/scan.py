@@ -121,6 +121,7 @@ def suppression(
     return dict(most=s.most, method=s.suppression, sigma=s.sigma, iou=s.iou, min_score=s.min_score,
                 agnostic=s.agnostic, voting=s.voting, voting_weight=s.voting_weight)
 
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #60a45fe9
 @patch
 def name_by_video(self:ActionScan,
     name:str, # of a video
@@ -193,6 +194,7 @@ def causes(self:ActionScan)->dict: # cause → count, map, gain; 'map'
     "Mistakes at an overlap of one half"
     return error_causes(self.detections(), self.truth(), .5, unknown=self.cfg.score.unknown)
 
+# %% ../../../nbs/systems/adatad/03_scan.ipynb #93e61aa8
 @patch
 def calibration(self:ActionScan):
     "The score that serves best on the validation set, with its precision and recall; None of other splits"

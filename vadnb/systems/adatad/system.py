@@ -123,6 +123,7 @@ def answers(self:AdaTAD, batch):
     "Classes and distances at every place of every level"
     return self.detector(self.features(batch), batch['mask'])
 
+# %% ../../../nbs/systems/adatad/02_system.ipynb #e4910b47
 @patch
 def loss(self:AdaTAD, batch):
     "Focal loss of the classes and DIoU of the segments, over the running number of places that answer"
@@ -196,11 +197,6 @@ def groups(self:AdaTAD):
 
 # %% ../../../nbs/systems/adatad/02_system.ipynb #415d482e
 @patch
-def frozen_weights(self:AdaTAD)->dict: # name → parameter
-    "What no step may change"
-    return {k: p for k,p in self.named_parameters() if not p.requires_grad}
-
-@patch
 def adapted(self:AdaTAD):
     "The adapters as a module of their own, which no other module holds"
     b = self.backbone
@@ -215,6 +211,11 @@ def parts(self:AdaTAD):
     return res | dict(adapters=self.adapted()) if self.backbone.adapters else res
 
 # %% ../../../nbs/systems/adatad/02_system.ipynb #d8604838
+@patch
+def frozen_weights(self:AdaTAD)->dict: # name → parameter
+    "What no step may change"
+    return {k: p for k,p in self.named_parameters() if not p.requires_grad}
+
 def digest_of(
     named:dict, # name → tensor
 )->str: # hexadecimal
@@ -225,6 +226,7 @@ def digest_of(
         res.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return res.hexdigest()[:16]
 
+# %% ../../../nbs/systems/adatad/02_system.ipynb #c7283119
 @patch
 def provenance(self:AdaTAD):
     "Name and digest of what is frozen and had elsewhere"
