@@ -116,7 +116,7 @@ def test_case_14_the_threshold_is_shown_with_what_it_was_worth():
     assert as_threshold(json.loads(json.dumps(as_plain(best))))==best
     p = made_up(threshold=best.threshold, calibrated=best)
     assert '100% of the segments it keeps are right and 80% of the events are found' in p.summary()[-1]
-    assert 'given by hand' in made_up(threshold=.3, calibrated=best).summary()[-1]
+    assert 'not calibrated' in made_up(threshold=.3, calibrated=best).summary()[-1]
     with pytest.raises(CheckpointError, match='evaluate the run again'): as_threshold({'threshold': .5})
 
 def test_curve_does_not_depend_on_order_and_ties_fall_together():

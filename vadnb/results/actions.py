@@ -51,7 +51,7 @@ class ActionPrediction(VideoAnswer):
     labels:np.ndarray # indices of classes, (n,)
     scores:np.ndarray # from 0 to 1, (n,)
     threshold:float # score from which a segment is meant
-    calibrated:SegmentThreshold|None=None # what set the threshold; None: somebody did
+    calibrated:SegmentThreshold|None=None # what set the threshold; None: a person, or the default
     times:list|None=None # seconds of each frame after the first, where the rate varies
     source:dict|None=None # who says it: system, run, checkpoint; None: unknown
 
@@ -329,7 +329,7 @@ def summary(self:ActionPrediction)->list: # lines of text
     "What to tell a person at a terminal: the segments that are meant, or the surest where none is"
     says,rows,sure = self.told(3)
     c = self.calibrated
-    if c is None or c.threshold!=self.threshold: trust = f'threshold {short(self.threshold)}, given by hand'
+    if c is None or c.threshold!=self.threshold: trust = f'threshold {short(self.threshold)}, not calibrated'
     else: trust = c.says()
     lost = f'; {self.without_length} segments without length left out' if self.without_length else ''
     lines = [f"  {a:8.2f} s to {b:8.2f} s  {label}  {score:.3f}" for (a,b),label,score in
