@@ -40,7 +40,8 @@ def diou_loss(
 )->Tensor: # one minus the distance IoU of each pair, from 0 to 2, (N,)
     "How far predicted segments are off, in O(N) memory"
     (a,b),(c,d) = at_least_float32(pred).unbind(-1), at_least_float32(target).unbind(-1)
-    overlap = (torch.minimum(b, d)-torch.maximum(a, c)).clamp(min=0)
+    # the slope of `clamp` at its bound depends on the version of torch; that of `relu` is 0
+    overlap = torch.relu(torch.minimum(b, d)-torch.maximum(a, c))
     union,hull = (b-a)+(d-c)-overlap, torch.maximum(b, d)-torch.minimum(a, c)
     apart = (a+b-c-d)/2
     return 1-overlap/union.clamp(min=eps)+apart**2/(hull**2).clamp(min=eps)
