@@ -140,7 +140,7 @@ def test_print_config_is_a_configuration(world, runs, run, tmp_path):
     assert load_config(tmp_path/'again.yaml')==load_config('fgclip_demo', words[2:])
     assert ends_well('train', '--config', tmp_path/'again.yaml', '--print_config')==out
     assert yaml.safe_load(ends_well('predict', '--run', run, '--score.stride', '5', '--print_config'))['score']['stride']==5
-    assert yaml.safe_load(ends_well('demo', '--print_config'))['name']=='demo-fgclip'
+    assert yaml.safe_load(ends_well('demo', '--print_config'))['name']=='demo-adatad'
     assert not (runs/'printed').exists()
 
 def test_shipped_configurations_load():
