@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torch.nn import functional as F
 from types import SimpleNamespace
 from ...core import CheckpointError
 from ...core import ConfigError
@@ -20,6 +19,7 @@ from ...data.annotation import videos_of
 from ...data.augmentation import recolour
 from ...losses.detection import DetectionLoss
 from ...models.actionformer import ActionFormer
+from ...models.resizing import resize_time
 from ...models.videomae import VideoMAE
 from ...models.weights import read_weights
 from .checks import BackboneCheck
@@ -116,7 +116,7 @@ def features(self:AdaTAD, batch):
     frames,n = batch['frames'], batch['mask'].shape[1]
     if batch.get('colour') is not None: frames = recolour(frames, batch['colour'])
     x = self.backbone(frames)
-    return x if x.shape[-1]==n else F.interpolate(x, size=n, mode='linear', align_corners=False)
+    return resize_time(x, n)
 
 @patch
 def answers(self:AdaTAD, batch):
