@@ -62,6 +62,15 @@ def test_one_frame_is_a_note_and_one_in_a_hundred_an_error(shared):
     with pytest.raises(DataError, match='gives 5091 frames, clip.mp4 has 5030'): check_decoder(video, 'clip.mp4', 5030, 5030/30)
     with pytest.raises(DataError, match='2040 frames and 68.00 s'): check_decoder(ActionVideo('clip', events=video.events), 'clip.mp4', 2040, 68.)
 
+def test_the_clock_of_an_uneven_video_rules_over_a_nominal_rate(tmp_path):
+    path = uneven(tmp_path/'a.mp4')
+    video = ActionVideo('a', 'train', fps=25., events=(('x', .8, 1.8),))
+    laid = VideoSource(dict(a=path), FORM).lay(video)
+    assert not laid.clock.even and 'gives 25 frames per second' in laid.notes[0] and 'its own clock' in laid.notes[0]
+    assert laid.to_grid([.8, 1.8]).tolist()==pytest.approx([10, 17.5])
+    # what is wrong by its length is wrong at any rate
+    with pytest.raises(DataError, match='gives 9 s'): VideoSource(dict(a=path), FORM).lay(ActionVideo('a', duration=9., fps=25.))
+
 def test_a_video_that_stops_early_says_where_and_what_is_lost(shared):
     a = read_actions(case(shared, 10))
     source = VideoSource(dict(corrupted=shared/'data/video/decord/corrupted.mp4'), FORM)

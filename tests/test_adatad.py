@@ -83,6 +83,55 @@ def test_a_run_has_a_report(run):
     page = (run/'report.html').read_text()
     assert 'map/mean' in page or 'map' in page
 
+def test_a_prediction_has_the_scores_that_evaluation_has(world, tmp_path):
+    "Of a network that names nothing, whose segments a classifier of whole videos names"
+    names,test = [n for s in ('training', 'validation', 'test') for n in world.names(s)], world.names('test')[0]
+    scores = {n: {c: .1+.2*k+.01*i for k,c in enumerate(sorted(world.classes))} for i,n in enumerate(names)}
+    write_json(tmp_path/'scores.json', scores)
+    write_json(tmp_path/'fewer.json', {n: v for n,v in scores.items() if n!=test})
+    more = '--data.agnostic', 'true', '--score.video_scores', tmp_path/'scores.json', '--score.fusion', 'root'
+    learner = fit(config(world, tmp_path/'runs', 'fused', '--train.steps', 2, *more))
+    system,_ = load_run(learner.run)
+    assert system.classes==['action'] and system.names==sorted(world.classes)
+    scan = look_through(system, learner.data, 'test', system.cfg.train, torch.device('cpu'))
+    system.calibration = None
+    found, = system.predict(world.path(test))
+    seen = scan.detections()[test]
+    assert [system.names[c] for c in found.labels]==[r[0] for r in seen] and {r[0] for r in seen}=={*system.names[-2:]}
+    np.testing.assert_allclose(np.column_stack([found.segments, found.scores]), [r[1:] for r in seen], atol=1e-4)
+    few,_ = load_run(learner.run, overrides=['--score.video_scores', str(tmp_path/'fewer.json')])
+    said, = few.predict(world.path(test))
+    assert isinstance(said, DataError) and f'fewer.json: has no scores for {test}' in str(said) and 'score.threshold' in str(said)
+    # a threshold of fused scores is none of those without
+    known = dict(threshold=.4, precision=.5, recall=.5, tiou=.5, events=4, kept=4, of='validation', by='scores.json')
+    alone,_ = load_run(learner.run, overrides=['--score.video_scores', 'null'])
+    alone.calibration = known
+    with pytest.raises(ConfigError, match='was set on scores of scores.json; give --score.threshold'): list(alone.predict(world.path(test)))
+
+def test_videos_that_nobody_annotated_count_where_that_is_asked_for(world, run, tmp_path):
+    stranger = Path(world.path(world.names('test')[0])).with_name('stranger.mp4')
+    shutil.copy(world.path(world.names('test')[0]), stranger)
+    found = {}
+    try:
+        for how in ('drop', 'count'):
+            code,out,err = vadnb('eval', '--run', run, '--score.unknown', how)
+            assert code==0, err
+            found[how] = read_json(run/'eval.json')['metrics']
+        code,_,err = vadnb('eval', '--run', run, '--score.unknown', 'error')
+        assert code==2 and 'stranger' in err and 'score.unknown' in err
+    finally: stranger.unlink()
+    counts = [found[k]['count/detections_of_unknown_videos'] for k in ('drop', 'count')]
+    assert counts[0]==0 and counts[1]>0 and found['count']['map/mean']<=found['drop']['map/mean']
+
+def test_a_preset_reads_what_is_left_out_and_what_lies_outside(world, tmp_path):
+    out = world.names('validation')[0]
+    (tmp_path/'out.txt').write_text(f'{out}\n')
+    def held(*more): return config(world, tmp_path, 'preset', '--data.preset', '211/3325', '--data.test', 'null', *more).make_data()
+    assert out in held().annotation.videos and out not in held('--data.blocked', tmp_path/'out.txt').annotation.videos
+    late = changed(world, tmp_path, lambda v: v['annotations'].append(dict(segment=[1., 400.], label='Leap')))
+    assert held(*late, '--data.outside', 'cut').annotation.notes
+    with pytest.raises(DataError, match='behind the end of the video.*outside cut'): held(*late).annotation
+
 # ---------------------------------------------------------------- what a checkpoint holds
 
 def test_every_part_that_trains_is_in_the_optimizer_and_comes_back(world, tmp_path):

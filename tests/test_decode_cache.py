@@ -1,4 +1,5 @@
 "The decode cache under training: several loading processes fill it at once, and training sees the pixels it would see without it"
+import re
 import numpy as np
 import pytest
 import torch
@@ -6,9 +7,12 @@ from vadnb.data.action_clips import ActionClips, collate
 from vadnb.data.actions import ActionAnnotation, ActionVideo
 from vadnb.data.augmentation import ClipAugmentation
 from vadnb.data.clip_frames import VideoSource
-from vadnb.data.decode_cache import DecodeCache
+from vadnb.config import config_keys
+from vadnb.core import ConfigError
+from vadnb.data.decode_cache import FRAMES, DecodeCache
 from vadnb.data.time_grid import ClipForm
 from vadnb.data.video import VideoReader, write_video
+from vadnb.systems.adatad.config import Config
 from vadnb.train.feed import DrawnSamples, make_loader
 
 FORM = ClipForm(window=16, stride=2, size=(24, 24), short_side=28)
@@ -44,3 +48,18 @@ def test_a_damaged_file_of_the_cache_is_decoded_again(world, tmp_path, monkeypat
     asked,stream = [],VideoReader.stream
     monkeypatch.setattr(VideoReader, 'stream', lambda self, indices, *args, **how: asked.append(indices) or stream(self, indices, *args, **how))
     assert torch.equal(first(), whole) and not asked
+
+def test_messages_name_keys_that_there_are(world, tmp_path):
+    keys,said = config_keys(Config),[]
+    assert {FRAMES.folder, FRAMES.limit, FRAMES.memory}<=keys.keys()
+    with pytest.raises(ConfigError) as e: DecodeCache(tmp_path, 0)
+    said += [str(e.value), FRAMES.elsewhere]
+    DecodeCache(tmp_path, 1e-6, 28, 2, say=said.append).choose([*world[1].values()])
+    (tmp_path/'file').touch()
+    cache = DecodeCache(tmp_path/'file', 1., 28, 2, say=said.append)
+    assert cache.frames(world[1]['a'], np.arange(0, 20, 2), (28, 28)) is None
+    small = DecodeCache(tmp_path/'small', 1e-4, 28, 2, say=said.append)
+    assert small.frames(world[1]['a'], np.arange(0, 20, 2), (28, 28)) is None
+    named = [re.findall(r'\bcache[._]\w+', line) for line in said]
+    assert len(said)==5 and all(named), said
+    assert {k for ks in named for k in ks}<=keys.keys(), said

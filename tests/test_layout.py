@@ -161,7 +161,7 @@ def test_sources_name_no_machine():
 
 # ---------------------------------------------------------------- readable
 # What is longer than the rules allow, counted: a figure here may only fall, and falls together with the code.
-LONG_LINES = {'vadnb.losses.contrastive': 18, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
+LONG_LINES = {'vadnb.losses.contrastive': 17, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
               'vadnb.models.clip': 49, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
               'vadnb.models.memory_bank': 7, 'vadnb.models.uniad': 36}
 LONG_MODULES = {'vadnb.models.clip': 524, 'vadnb.models.uniad': 566}

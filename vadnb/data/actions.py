@@ -154,7 +154,7 @@ def placed(
     "A segment inside its video; what lies outside is an error or cut"
     fault,fps = fault_of(e, v.duration, v.fps), v.fps
     if fault and outside=='error':
-        raise DataError(f"{e.where}: {fault}; correct it, or read the file with outside='cut'")
+        raise DataError(f"{e.where}: {fault}; correct it, or let what lies outside be cut (outside cut)")
     start,end = max(e.start, 0.), e.end if v.duration is None else min(e.end, v.duration)
     return (e.label, start, end) if start<end else fault
 
@@ -236,6 +236,15 @@ def ambiguous(self:ActionAnnotation)->dict: # video → list of (start, end) in 
 
 # %% ../../nbs/data/24_actions.ipynb #73b7a321
 @patch
+def drop(self:ActionAnnotation,
+    names, # of videos
+    why:str, # reason
+):
+    "List videos as left out, each once"
+    for n in names:
+        if (n, None, why) not in self.dropped: self.dropped.append((n, None, why))
+
+@patch
 def locate(self:ActionAnnotation,
     names, # of videos
     root, # folder that the videos lie below
@@ -246,12 +255,12 @@ def locate(self:ActionAnnotation,
     names = list(names)
     if missing=='error': return dict(zip(names, find_videos(root, names, templates, self.source)))
     found = {n: find_video(root, n, templates, f"{self.source}, '{n}'") for n in names}
-    for n,p in found.items():
-        if p is None and (n, None, 'no file') not in self.dropped: self.dropped.append((n, None, 'no file'))
+    self.drop([n for n,p in found.items() if p is None], 'no file')
     if not any(found.values()):
         raise DataError(f'{self.source}: none of {len(names)} videos lies below {root}; check the data root')
     return {n: p for n,p in found.items() if p is not None}
 
+# %% ../../nbs/data/24_actions.ipynb #26600e47
 @patch
 def save(self:ActionAnnotation,
     path, # JSON file to write
@@ -269,6 +278,7 @@ def check_decoder(
     path, # the file, for messages
     frames:int, # that the decoder counts
     seconds:float, # that it measures
+    even:bool=True, # frames last equally long, so that there is one rate to be right or wrong about
 )->list: # notes, in words
     "`DataError` where annotation and video are not the same video"
     notes,fps = [],frames/seconds
@@ -277,7 +287,9 @@ def check_decoder(
                                        ('fps', video.fps, fps, 'frames per second', .01*fps)):
         if said is None or abs(said-found)<1e-9*found: continue
         line = f'{video.name}: the annotation gives {said:g} {unit}, {path} has {found:.6g}'
-        if abs(said-found)>slack:
+        if what=='fps' and not even:
+            notes.append(f'{line} on average, and its frames last unequally long; times are those of its own clock')
+        elif abs(said-found)>slack:
             raise DataError(f'{line}; more than 1 % apart, so it is another encoding of the video or a wrong {what}: '
                             'use the video that was annotated, or correct the annotation')
         if what=='frames': notes.append(line)

@@ -76,7 +76,7 @@ class VideoSource:
             path = self.path(video)
             try: clock = clock_of(VideoReader(path))
             except VideoError as e: raise stops_early(video, path, e) from None
-            notes = tuple(check_decoder(video, path, clock.frames, clock.duration))
+            notes = tuple(check_decoder(video, path, clock.frames, clock.duration, clock.even))
             self.laid[video.name] = laid(self.form, clock, notes, video.name, self.least)
         return self.laid[video.name]
 

@@ -51,8 +51,8 @@ def pieces_of(
     return -(-frames//(step*PIECE))
 
 # %% ../../nbs/data/26_decode_cache.ipynb #56351be3
-FRAMES = Words('decode cache', 'vadnb-frames-1', 'video', 'cache_folder', 'cache_gb', 'cache',
-               'use a cache_folder on a larger disk, or none')
+FRAMES = Words('decode cache', 'vadnb-frames-1', 'video', 'cache.folder', 'cache.gb', 'cache.use',
+               'set cache.folder on a larger disk, or cache.use false')
 
 class DecodeCache:
     "Frames of videos at a short side, on disk; each is decoded when it is first asked for"
@@ -64,7 +64,7 @@ class DecodeCache:
         say=print, # told what is decided
     ):
         if not limit_gb>0:
-            raise ConfigError(f'cache_gb: {limit_gb} is not a positive number of gigabytes')
+            raise ConfigError(f'cache.gb: {limit_gb} is not a positive number of gigabytes')
         if short_side<1 or step<1:
             raise ConfigError(f'decode cache: short side {short_side} and step {step} must be 1 or more')
         self.folder,self.limit,self.short_side,self.step,self.say = Path(folder),limit_gb*1e9,short_side,step,say
@@ -89,7 +89,7 @@ class DecodeCache:
             except VideoError: continue
             total += needs
             if needs and used+needs<=self.limit: self.chosen.add(p); used += needs
-        rest = '' if used==total else f'; the others are decoded each time, cache_gb {total/1e9:.3g} would hold all'
+        rest = '' if used==total else f'; the others are decoded each time, cache.gb {total/1e9:.3g} would hold all'
         self.say(f'decode cache: {len(self.chosen)} of {count} videos, {amount(used)}, in {self.folder}{rest}')
         return self.chosen
 

@@ -7,10 +7,12 @@ __all__ = ['BLOCKED', 'reference_windows', 'window_rows', 'shares_inside', 'rand
            'thumos_subset', 'read_thumos']
 
 # %% ../../nbs/data/25_thumos.ipynb #03bc15dc
+import os
 from dataclasses import replace
 import numpy as np
 from .actions import ActionAnnotation
 from .actions import read_actions
+from .actions import read_names
 from .sampling import sliding_windows
 from .time_grid import positions_of
 
@@ -104,10 +106,13 @@ def thumos_subset(
 def read_thumos(
     path, # annotation in any form
     classes=None, # names in the order that a model counts them; None: those of the file
+    outside:str='cut', # segments outside their video: error | cut
+    blocked=(), # names of further videos to leave out, or a file of them
 )->ActionAnnotation: # subsets training and validation
     "THUMOS14 as it is reported: 200 training and 211 test videos; `dropped` lists what that leaves out"
-    a = read_actions(path, classes, outside='cut')
-    out = {n: BLOCKED.get(n) or ('' if v.events else 'no segment is left') for n,v in a.videos.items()}
-    a.dropped += [(n, None, why) for n,why in out.items() if why]
-    a.videos = {n: replace(v, subset=thumos_subset(n, v.subset)) for n,v in a.videos.items() if not out[n]}
+    more = read_names(blocked) if isinstance(blocked, (str, os.PathLike)) else blocked
+    a = read_actions(path, classes, outside=outside, blocked=[*BLOCKED, *more])
+    a.dropped = [(n, event, BLOCKED.get(n, why)) for n,event,why in a.dropped]
+    a.dropped += [(n, None, 'no segment is left') for n,v in a.videos.items() if not v.events]
+    a.videos = {n: replace(v, subset=thumos_subset(n, v.subset)) for n,v in a.videos.items() if v.events}
     return a

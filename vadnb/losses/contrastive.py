@@ -292,7 +292,7 @@ def hard_negative(
         if valid is not None: texts = texts.masked_fill(~valid[...,None], 0) # a text that is not there may hold anything, and 0*nan is nan
         logits = log_scale.exp()*(region[:,None]*texts).sum(-1)
         if valid is not None: logits = logits.masked_fill(~valid, NEVER)
-        rows = F.cross_entropy(logits, torch.zeros(len(region), dtype=torch.long, device=region.device), reduction='none')
+        rows = -logits.log_softmax(1)[:,0]
     total = len(gather_rows(region.detach()[:,:1])[0]) if gather else len(region)
     return mean_over_ranks(rows, total) if gather else rows.sum()/max(total, 1)
 

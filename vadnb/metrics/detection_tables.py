@@ -11,7 +11,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple
 import numpy as np
-from ..core import DataError, MetricWarning
+from ..core import ConfigError, DataError, MetricWarning
 from .matching import Segments
 from .ranking import first_names
 
@@ -92,7 +92,7 @@ def _judged_videos(
 )->list: # names in order
     "Names of the videos whose detections are judged"
     if unknown not in ('error', 'drop', 'count'):
-        raise ValueError(f"unknown is {unknown!r}; it must be 'error', 'drop' or 'count'")
+        raise ConfigError(f"unknown is {unknown!r}; it must be 'error', 'drop' or 'count'")
     strange = sorted(detections.keys()-known)
     nameless = [n for n in strange if n not in set_aside]
     if nameless and unknown=='error':

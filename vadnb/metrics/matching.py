@@ -9,6 +9,7 @@ __all__ = ['Segments', 'temporal_iou', 'ranges', 'overlapping_pairs', 'match_pai
 # %% ../../nbs/metrics/41_matching.ipynb #54c79314
 from typing import NamedTuple
 import numpy as np
+from ..core import ConfigError
 
 # %% ../../nbs/metrics/41_matching.ipynb #e05e48a0
 class Segments(NamedTuple):
@@ -112,7 +113,7 @@ def match_detections(
 )->np.ndarray: # the event that each detection takes at each threshold, -1 for none, (T, n) int
     "Greedy matching by falling score, within video and label; every event is taken once"
     if equal_overlap not in ('first', 'last'):
-        raise ValueError(f"equal_overlap is {equal_overlap!r}; it must be 'first' or 'last'")
+        raise ConfigError(f"equal_overlap is {equal_overlap!r}; it must be 'first' or 'last'")
     pairs = overlapping_pairs(found, truth, min(tious), equal_overlap)
     return match_pairs(pairs, len(found.start), len(truth.start), tious)
 

@@ -38,7 +38,7 @@ def like(
     return x.astype(given.dtype) if isinstance(given, np.ndarray) and given.dtype.kind=='f' else x
 
 # %% ../../nbs/metrics/48_suppression.ipynb #c71d0fed
-METHODS = ('hard', 'linear', 'gaussian', 'improved')
+METHODS = ('hard', 'zero', 'linear', 'gaussian', 'improved')
 TINY = 1e-300 # stands for a score of 0, so that its segment still comes last
 
 def _cost(
@@ -49,7 +49,7 @@ def _cost(
     "The logarithm of what the method leaves of a score, with the sign turned; in units of sigma for Gaussians"
     if method=='gaussian': return np.multiply(o, o, out=o)
     if method=='improved': return np.where(o>=iou+iou_per_second*length, o*o, 0)
-    if method=='hard': return np.where(o>=iou, np.inf, 0)
+    if method in ('hard', 'zero'): return np.where(o>=iou, np.inf, 0)
     return np.where(o>=iou, -np.log(np.maximum(1-o.astype(float), TINY)), 0)
 
 # %% ../../nbs/metrics/48_suppression.ipynb #7613a1f3
@@ -141,6 +141,21 @@ def vote(
         res[i:i+step] = np.where(total>0, weight@segments/np.where(total>0, total, 1), kept[i:i+step])
     return res
 
+# %% ../../nbs/metrics/48_suppression.ipynb #e7be72df
+def _suppressed_ones(
+    who:np.ndarray, # index of what stays, (k,)
+    label:np.ndarray, # of all segments, (n,)
+    most:int, # how many may stay of each label
+)->np.ndarray: # index of the others, in the order of the list
+    "What a method that drops nothing keeps at the end"
+    _,label = np.unique(label, return_inverse=True)
+    rest = np.setdiff1d(np.arange(len(label)), who)
+    room = most-np.bincount(label[who], minlength=label.max(initial=-1)+1)
+    order = np.argsort(label[rest], kind='stable')
+    place = np.empty(len(rest), int)
+    place[order] = np.arange(len(rest))-np.searchsorted(label[rest][order], label[rest][order])
+    return rest[place<room[label[rest]]]
+
 # %% ../../nbs/metrics/48_suppression.ipynb #79f5d38f
 def _checked_suppression(
     segments, scores, labels, # of `soft_nms`
@@ -172,14 +187,27 @@ def _tables(
         own = np.flatnonzero(size[label]==k)
         yield own, np.unique(label[own], return_inverse=True)[1]
 
+# %% ../../nbs/metrics/48_suppression.ipynb #0844efa8
+def _all_suppressed(
+    x:np.ndarray, log:np.ndarray, label:np.ndarray, # segments (n, 2), logarithms of their scores, labels, (n,) each
+    most:int, least:float, # see `_suppressed`
+    cost, # see `_take_some`
+)->tuple[np.ndarray,np.ndarray]: # index and logarithm of what stays
+    "One table after the other"
+    who,value = np.zeros(0, int), np.zeros(0)
+    for own,row in _tables(label) if len(label) else ():
+        w,v = _suppressed(x[own], log[own], row, most, least, cost)
+        who,value = np.append(who, own[w]), np.append(value, v)
+    return who, value
+
 # %% ../../nbs/metrics/48_suppression.ipynb #73880459
 def soft_nms(
     segments, # start and end in any unit, (N, 2) tensor or array
     scores, # 0 or higher, (N,)
     labels, # whole numbers, (N,)
-    method:str='gaussian', # 'hard', 'linear', 'gaussian' or 'improved', see the table
+    method:str='gaussian', # 'hard', 'zero', 'linear', 'gaussian' or 'improved', see the table
     sigma:float=.5, # width of the Gaussian: of overlap 1 remains exp(-1/sigma)
-    iou:float=.5, # overlap from which 'hard', 'linear' and 'improved' act
+    iou:float=.5, # overlap from which 'hard', 'zero', 'linear' and 'improved' act
     min_score:float=0., # segments whose score falls below are dropped; 0: none
     most:int|None=None, # how many stay, of each label and of all together; None: all
     agnostic:bool=False, # segments of different labels suppress each other
@@ -194,10 +222,11 @@ def soft_nms(
     least = unit*np.log(min_score) if min_score>0 else -np.inf
     most = len(s) if most is None else most
     cost = lambda o,length: _cost(o, length, method, iou, iou_per_second)
-    who,value = np.zeros(0, int), np.zeros(0)
-    for own,row in _tables(np.zeros_like(c) if agnostic else c) if len(s) else ():
-        w,v = _suppressed(x[own], log[own], row, most, least, cost)
-        who,value = np.append(who, own[w]), np.append(value, v)
+    apart = np.zeros_like(c) if agnostic else c
+    who,value = _all_suppressed(x, log, apart, most, least, cost)
+    if method=='zero' and not min_score>0:
+        rest = _suppressed_ones(who, apart, most)
+        who,value = np.append(who, rest), np.append(value, np.full(len(rest), -np.inf))
     order = np.lexsort((who, -value))[:most]
     # a score that nothing cost anything comes out as it went in
     who,score = who[order], s[who[order]]*np.exp((value[order]-log[who[order]])/unit)

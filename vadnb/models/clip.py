@@ -24,6 +24,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, read_json
 from .aggregate import at_least_float32
 from .clip_weights import clip_shape, common_names, copy_weights, stretch_positions
+from .resizing import image_tokens
 from .weights import read_weights
 from .weights import weights_file
 
@@ -168,11 +169,10 @@ def last_block_input(
     pixels:Tensor, # normalised frames, (N, 3, H, W)
 )->Tensor: # class token and patches that enter the last block, (N, 1+gh*gw, D)
     "Run the vision encoder up to its last block; the grid is (H, W) over the patch size"
-    patch = vision.config.patch_size
-    h,w = pixels.shape[-2:]
+    patch,(h,w) = vision.config.patch_size,pixels.shape[-2:]
     if h%patch or w%patch:
         raise ConfigError(f'frames of {h}x{w} pixels do not divide into patches of {patch}; use {max(1, round(h/patch))*patch}x{max(1, round(w/patch))*patch}')
-    x = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
+    x = vision.pre_layrnorm(image_tokens(vision.embeddings, pixels))
     for block in vision.encoder.layers[:-1]: x = block(x, None)
     return x
 

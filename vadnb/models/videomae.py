@@ -16,11 +16,11 @@ from ..core import DataError
 from .adapters import Ladder
 from .adapters import TIA
 from .adapters import recomputed
+from .resizing import resize_table
 from .video_blocks import Block
 from .video_blocks import DropPath
 from .video_blocks import PatchEmbed
 from .video_blocks import few_at_a_time
-from .video_blocks import resize_table
 from .video_blocks import sine_table
 from .videomae_weights import fill_network
 

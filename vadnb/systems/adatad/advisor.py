@@ -10,20 +10,19 @@ __all__ = ['WINDOWS', 'PACE', 'window_words', 'never_held', 'learnable', 'Propos
 import math
 from dataclasses import dataclass
 import numpy as np
+from ...data.time_grid import clip_words
 
 # %% ../../../nbs/systems/adatad/06_advisor.ipynb #e09249d1
 def window_words(
     window:int, # positions
     frames_per_position:int, # frames that are looked at of each
     stride:int, # source frames from one position to the next
-    chunk:int, # frames that attend to each other
+    chunk:int, # frames that attend to each other; 1: no matter
     fps:float, # source frames per second
 )->str:
     "What the network sees at once"
-    n = window*frames_per_position
-    return (f'{window} positions x {frames_per_position} frame{"s" if frames_per_position>1 else ""} each = {n} frames '
-            f'= {n//chunk} chunks of {chunk}; a position every {stride} source frames, so a window lasts '
-            f'{window*stride/fps:.1f} s at {fps:.4g} frames per second')
+    return (f'{clip_words(window, frames_per_position, chunk)}; a position every {stride} source frames, so a window '
+            f'lasts {window*stride/fps:.1f} s at {fps:.4g} frames per second')
 
 # %% ../../../nbs/systems/adatad/06_advisor.ipynb #e0214276
 def never_held(

@@ -38,10 +38,12 @@ class StartCheck(Check):
     "Weights to start from that found no place"
     code,what = 'unused_weights', 'every tensor of the weights that training starts from has a place in the model'
     def before_fit(self):
-        names = list(self.learner.system.unused_weights)
-        if names:
-            self.find('note', f"{len(names)} tensors of {self.learner.cfg.model.weights} have no place in this model "
-                      f"and were left out ({a_few_of(names)})", names=names)
+        for key,names in self.learner.system.unused_weights.items():
+            section,_,name = key.partition('.')
+            file = getattr(getattr(self.learner.cfg, section), name)
+            if names:
+                self.find('note', f'{len(names)} tensors of {file} ({key}) have no place in this model and were left '
+                          f'out ({a_few_of(names)})', key=key, names=names)
 
 # %% ../../../nbs/systems/adatad/04_checks.ipynb #9b88eded
 class LostActionsCheck(Check):

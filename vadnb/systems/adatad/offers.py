@@ -89,5 +89,5 @@ def cause_rows(
 
 METRIC_TABLES = [overlap_rows, class_rows, cause_rows]
 # what to lower beside the batch of training
-MEMORY = "'data.size', 'data.window', 'train.valid_batch_size' or 'model.chunks_at_once' (evaluation), and set " \
+MEMORY = "'data.size', 'data.window', 'model.chunks_at_once' or (evaluation) 'train.valid_batch_size', and set " \
          "'train.gradient_checkpointing' true"

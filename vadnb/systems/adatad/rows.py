@@ -16,6 +16,7 @@ from .advisor import memory_words
 from .advisor import never_held
 from .advisor import propose
 from .advisor import window_words
+from .data import clip_form
 
 # %% ../../../nbs/systems/adatad/07_rows.ipynb #bd2d3be0
 def model_rows(
@@ -60,8 +61,9 @@ def length_rows(
     rate = float(np.median(fps))
     row = action_row(c, data.lengths('train'))
     if d.whole: return [row]
-    found = propose(seconds, rate, float(durations.max()), c.model.frames)
-    return [('window', True, window_words(d.window, d.frames_per_position, d.stride, c.model.frames, rate)), row,
+    chunk = clip_form(c).chunk
+    found = propose(seconds, rate, float(durations.max()), chunk)
+    return [('window', True, window_words(d.window, d.frames_per_position, d.stride, chunk, rate)), row,
             ('proposal', True, f'for actions of these lengths: {found.words()}')]
 
 # %% ../../../nbs/systems/adatad/07_rows.ipynb #677ff56b
