@@ -63,7 +63,7 @@ def test_a_run_is_measured(run):
     code,out,err = vadnb('eval', '--run', run)
     assert code==0 and 'mAP at tIoU' in out and 'fixed grid' in out, err
     metrics = read_json(run/'eval.json')['metrics']
-    assert 0<=metrics['map/mean']<=1 and 'baseline/map/mean/whole_video' in metrics and 'cause/missed/map' in metrics
+    assert 0<=metrics['map/mean']<=1 and 'baseline/map/mean/whole_video' in metrics and 'cure/map/0.5/missed' in metrics and 'mistake at tIoU 0.5' in out
 
 def test_a_run_predicts_a_raw_video_and_says_what_it_reports(run, world, tmp_path):
     video = world.path(world.names('test')[0])

@@ -85,46 +85,51 @@ def _first_of_each(
 def find_causes(
     t:DetectionTables, # what is judged
     tiou:float, low:float, # overlap that is enough, and one that cannot be chance
-)->tuple[np.ndarray,np.ndarray,np.ndarray]: # cause of each detection by index, -1 for a hit; its event; missed events
+    protocol:str='activitynet', # of `detection_map`
+)->tuple[np.ndarray,np.ndarray,np.ndarray]: # cause of each detection by index, -1 a hit, -2 none; its event; missed ones
     "What is wrong with each detection, which event it was about, and which events nobody saw"
-    taken = judge(t.found, t.truth, (tiou,))[0][0]
+    (taken,),ignored = judge(t.found, t.truth, (tiou,), protocol, t.ambiguous)
+    unsure = np.zeros(len(taken), bool) if ignored is None else ignored[0]
+    enough = tiou if protocol=='activitynet' else np.nextafter(tiou, 1)
     pairs = overlapping_pairs(t.found, t.truth, low, by_label=False)
     own = t.found.label[pairs[0]]==t.truth.label[pairs[1]]
     (mine,o),(other,p) = (_first_of_each(pairs, good, len(taken)) for good in (own, ~own))
-    cause = np.select([taken>=0, o>=tiou, o>0, p>=tiou, p>0], [-1, 0, 1, 2, 3], 4)
-    event = np.select([taken>=0, o>0, p>0], [taken, mine, other], -1)
+    cause = np.select([unsure, taken>=0, o>=enough, o>0, p>=enough, p>0], [-2, -1, 0, 1, 2, 3], 4)
+    event = np.select([unsure, taken>=0, o>0, p>0], [-1, taken, mine, other], -1)
     seen = np.append(event[np.isin(cause, (-1, 1, 2))], -1)
     return cause, event, ~np.isin(np.arange(len(t.truth.start)), seen)
 
 # %% ../../nbs/metrics/53_detection_errors.ipynb #10b464b4
 def _cured_map(
     t:DetectionTables, # what is judged
-    tiou:float, # overlap that is enough
+    tiou:float, protocol:str, # overlap that is enough, and the rules
     gone:np.ndarray, # detections that are dropped, (n,) bool
     changed:np.ndarray|None=None, found:Segments|None=None, # those that are cured or hits already, and all afterwards
     left:np.ndarray|None=None, # events that count, (g,) bool; None: all
 )->float: # mean average precision
     "What the detections would be worth"
     found = t.found if found is None else found
-    hit = judge(found, t.truth, (tiou,))[0]>=0
+    taken,ignored = judge(found, t.truth, (tiou,), protocol, t.ambiguous)
+    hit = taken>=0
     if changed is not None: gone = gone|(changed&~hit[0])
+    if ignored is not None: gone = gone|ignored[0]
     weight = None if left is None else left.astype(float)
     events = np.bincount(t.truth.label, weight, minlength=len(t.classes))
-    ap = average_precision_table(hit, found, events, range(len(events)), True, gone[None])
+    ap = average_precision_table(hit, found, events, range(len(events)), protocol=='activitynet', gone[None])
     # all events of such a label were missed, and the cure finds them
     return float(np.where(events>0, ap[:,0], 1).mean())
 
 def _cure(
-    t:DetectionTables, tiou:float, # see `_cured_map`
+    t:DetectionTables, tiou:float, protocol:str, # see `_cured_map`
     cause:np.ndarray, event:np.ndarray, # of `find_causes`
     name:str, # of the cause
 )->float: # mean average precision
     "What the detections would be worth without one cause"
     mine,about = cause==CAUSES.index(name), np.maximum(event, 0)
-    if name not in ('badly_placed', 'wrong_class'): return _cured_map(t, tiou, mine)
+    if name not in ('badly_placed', 'wrong_class'): return _cured_map(t, tiou, protocol, mine)
     new = {'label': t.truth.label} if name=='wrong_class' else {'start': t.truth.start, 'end': t.truth.end}
     found = t.found._replace(**{k: np.where(mine, v[about], getattr(t.found, k)) for k,v in new.items()})
-    return _cured_map(t, tiou, np.zeros(len(mine), bool), mine|(cause<0), found)
+    return _cured_map(t, tiou, protocol, np.zeros(len(mine), bool), mine|(cause==-1), found)
 
 # %% ../../nbs/metrics/53_detection_errors.ipynb #91e74d5f
 def error_causes(
@@ -133,18 +138,21 @@ def error_causes(
     low:float=.1, # overlap from which a detection was about the event
     unknown:str='error', # of `detection_map`
     ambiguous:str='Ambiguous', # label of segments in which nobody knows
+    protocol:str='activitynet', # of `detection_map`
 )->dict: # cause, 'missed', 'all_false_alarms', 'all_misses' -> {'count': n, 'map': cured, 'gain': cured-map}; 'map'
     "How often each mistake is made, and the mAP at `tiou` that its cure would give"
-    checked_choices((tiou,), (), 'activitynet')
+    checked_choices((tiou,), (), protocol)
     if not 0<low<tiou:
         raise ConfigError(f'low must be above 0 and below tiou {tiou:g}, got {low:g}')
-    t = detection_tables(detections, truth, unknown, ambiguous)
-    cause,event,missed = find_causes(t, tiou, low)
+    t = detection_tables(detections, truth, unknown, ambiguous, protocol=='thumos')
+    cause,event,missed = find_causes(t, tiou, low, protocol)
     none,found = np.zeros(len(cause), bool), np.zeros(len(missed), bool)
-    found[event[cause<0]] = True
-    now = _cured_map(t, tiou, none)
-    cured = {name: (int((cause==i).sum()), _cure(t, tiou, cause, event, name)) for i,name in enumerate(CAUSES)}
-    cured |= {'missed': (int(missed.sum()), _cured_map(t, tiou, none, left=~missed)),
-              'all_false_alarms': (int((cause>=0).sum()), _cured_map(t, tiou, cause>=0)),
-              'all_misses': (int((~found).sum()), _cured_map(t, tiou, none, left=found))}
+    found[event[cause==-1]] = True
+    def cured_map(*how, **some): return _cured_map(t, tiou, protocol, *how, **some)
+    now = cured_map(none)
+    cured = {name: (int((cause==i).sum()), _cure(t, tiou, protocol, cause, event, name))
+             for i,name in enumerate(CAUSES)}
+    cured |= {'missed': (int(missed.sum()), cured_map(none, left=~missed)),
+              'all_false_alarms': (int((cause>=0).sum()), cured_map(cause>=0)),
+              'all_misses': (int((~found).sum()), cured_map(none, left=found))}
     return {'map': now, **{k: {'count': n, 'map': m, 'gain': m-now} for k,(n,m) in cured.items()}}

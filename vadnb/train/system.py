@@ -32,7 +32,7 @@ class Data:
     test_keys = ('data.test',) # keys of the configuration that name test data
 
     def split(self, name):
-        "→ data set of 'train', 'valid' or 'test', or None where there is none"
+        "→ data set of 'train', 'valid' or 'test', or None where there is none; with `check(i)` where one can be tried"
         raise missing(self, 'split')
 
     def collate(self, items):
@@ -55,6 +55,7 @@ class Data:
 class Scan:
     "What one pass over a split has seen"
     held = () # names of attributes that stay in their process, such as the data set that was looked at
+    unread = () # `Unread` samples or sources of the split, which take no part in anything
 
     def add(self, batch, out):
         "Take in one batch and what `System.look` said of it"
@@ -67,6 +68,9 @@ class Scan:
     def metrics(self):
         "→ dict of floats, trivial baselines beside them as 'baseline/<metric>/<name>'"
         raise missing(self, 'metrics')
+
+    def leave_out(self, i):
+        "Forget sample `i` of the split, or source `i` where it streams: it cannot be read to its end"
 
     def pictures(self):
         "→ name → matplotlib figure of what was seen"

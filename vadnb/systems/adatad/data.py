@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['HOST', 'FEATURE_SUFFIXES', 'clip_form', 'augmentation', 'frame_cache', 'make_source', 'batch_with_host', 'ActionData',
-           'feature_files', 'decoding_row', 'dropped_rows']
+           'feature_files', 'Actions', 'decoding_row', 'dropped_rows']
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #5569c438
 import sys
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from ...core import DataError
@@ -24,8 +25,8 @@ from ...data.decode_cache import DecodeCache
 from ...data.features import FeatureSource
 from ...data.thumos import read_thumos
 from ...data.time_grid import ClipForm
-from ...data.video import VideoReader
 from ...train.system import Data
+from ...train.verify import readable_row
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #e52019f8
 def clip_form(
@@ -157,49 +158,61 @@ def videos(self:ActionData,
     return ActionWindows(self.annotation, list(files), source, d.test_overlap, d.overlap, **how)
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #af6e73af
+class Actions(NamedTuple):
+    "Annotated actions as an advisor sees them: by length alone"
+    seconds:np.ndarray # length of each action, (n,)
+    fps:np.ndarray # source frames per second of its video, (n,), NaN where nobody knows
+    share:np.ndarray # of its video that it takes, (n,)
+    durations:np.ndarray # seconds of each video, (v,)
+    frames:np.ndarray # source frames of each video, (v,), NaN where nobody knows
+
 @patch
-def seconds(self:ActionData,
+def clock_facts(self:ActionData,
+    split:str, # whose
+    video, # `ActionVideo`
+): # (seconds, frames per second), of which those that the file would have to tell are NaN where it cannot be read
+    "What is known of the length of a video: by its annotation, else by its file"
+    if video.rate and video.duration: return video.duration, video.rate
+    try: clock = self.split(split).source.lay(video).clock
+    except VadnbError: return video.duration or np.nan, video.rate or np.nan # another row says why
+    return clock.duration, clock.fps
+
+# %% ../../../nbs/systems/adatad/01_data.ipynb #a0946867
+@patch
+def actions(self:ActionData,
     split:str, # train | valid | test
-)->tuple: # lengths of actions (n,), frames per second of their videos (n,), durations of all videos (v,)
-    "Actions and videos of a split in seconds"
-    items = self.split(split)
-    if items is None: return np.zeros(0), np.zeros(0), np.zeros(0)
-    def facts(video):
-        if video.rate and video.duration: return video.rate, video.duration
-        clock = items.source.lay(video).clock
-        return clock.fps, clock.duration
-    known = [facts(v) for v in items.videos]
-    lengths = [(e-s, fps) for v,(fps,_) in zip(items.videos, known) for _,s,e in v.events]
-    return *np.array(lengths, float).reshape(-1, 2).T, np.array([d for _,d in known], float)
+)->Actions:
+    "The actions of a split; where its files are not there, those of its annotation"
+    subset = getattr(self.cfg.data, split)
+    if subset is None: return Actions(*[np.zeros(0)]*5)
+    try: videos = self.split(split).videos
+    except VadnbError: videos = list(self.annotation.subset(subset).values())
+    known = np.array([self.clock_facts(split, v) for v in videos]).reshape(-1, 2)
+    known,videos = known[~np.isnan(known[:,0])], [v for v,k in zip(videos, known) if not np.isnan(k[0])]
+    rows = [(e-s, fps, (e-s)/duration) for v,(duration,fps) in zip(videos, known) for _,s,e in v.events]
+    frames = [v.frames or duration*fps for v,(duration,fps) in zip(videos, known)]
+    return Actions(*np.array(rows, float).reshape(-1, 3).T, known[:,0], np.array(frames, float).round())
 
 @patch
 def lengths(self:ActionData,
     split:str, # train | valid | test
-)->np.ndarray: # (n,)
+)->np.ndarray: # (n,), NaN where nobody knows the rate of a video
     "Lengths of the actions of a split, in positions"
-    d,(seconds,fps,_) = self.cfg.data, self.seconds(split)
-    if not d.whole: return seconds*fps/d.stride
-    parts = [(e-s)/(v.duration or self.split(split).source.lay(v).clock.duration)
-             for v in self.split(split).videos for _,s,e in v.events]
-    return np.array(parts, float)*d.window
+    d,a = self.cfg.data, self.actions(split)
+    return a.share*d.window if d.whole else a.seconds*a.fps/d.stride
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #41e478a6
 def decoding_row(
     what:str, # name of the split
     items, # `ActionClips` or `ActionWindows`
+    skip:bool=False, # what cannot be read is left out of the run
 )->tuple: # (what, whether it holds, detail)
     "Whether every video is what the annotation says"
-    bad,notes = [], []
-    for video in items.videos:
-        try:
-            laid = items.source.lay(video)
-            notes += laid.notes
-            if isinstance(items.source, VideoSource):
-                VideoReader(items.source.path(video)).get_batch([0, laid.clock.frames-1])
-        except DataError as e: bad.append(str(e))
-    said = f'all {len(items.videos)} videos open, are as long as annotated, and decode at both ends'
-    if bad: said = '; '.join(bad[:3])+(f'; and {len(bad)-3} more' if len(bad)>3 else '')
-    return f'{what} decoding', not bad, said+(f'; {notes[0]}' if notes and not bad else '')
+    says = 'open, are as long as annotated, and decode at both ends'
+    if not isinstance(items.source, VideoSource): says = 'have features that fit the annotation'
+    row = readable_row(what, items, f'all {len(items.videos)} videos {says}', skip)
+    notes = [n for v in items.videos for n in items.source.lay(v).notes] if row[1] else []
+    return (*row[:2], row[2]+(f'; {notes[0]}' if notes else '')+(f'; and {len(notes)-1} more such' if notes[1:] else ''))
 
 def dropped_rows(
     annotation, # `ActionAnnotation`
@@ -212,18 +225,29 @@ def dropped_rows(
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #aed640b2
 @patch
+def split_rows(self:ActionData,
+    name:str, # train | valid | test
+)->list: # of (what, whether it holds, detail)
+    "What can be said of one split"
+    try: items = self.split(name)
+    except VadnbError as e: return [(f'{name} videos', False, str(e))]
+    if items is None: return []
+    n = sum(len(v.events) for v in items.videos)
+    return [(f'{name} videos', True, f'{len(items.videos)}, {n} actions'),
+            decoding_row(name, items, self.cfg.train.on_bad_sample=='skip')]
+
+@patch
 def rows(self:ActionData):
     "→ (what, whether it holds, detail) for `vadnb verify`; None is a warning"
     d = self.cfg.data
-    try:
-        a = self.annotation
-        held = {k: self.split(k) for k in ('train', 'valid', 'test')}
+    try: a = self.annotation
     except VadnbError as e: return [('annotation', False, str(e))]
     actions = sum(len(v.events) for v in a.videos.values())
-    rows = [('annotation', True, f'{len(a.videos)} videos, {actions} actions of {len(a.classes)} classes: '
-             f"{', '.join(a.classes[:8])}{', …' if a.classes[8:] else ''}"), *dropped_rows(a)]
-    for name,items in held.items():
-        if items is None or name=='test' and d.test==d.valid: continue
-        n = sum(len(v.events) for v in items.videos)
-        rows += [(f'{name} videos', True, f'{len(items.videos)}, {n} actions'), decoding_row(name, items)]
-    return rows
+    own = []
+    for name in ('train', 'valid', 'test') if d.test!=d.valid else ('train', 'valid'):
+        for what,holds,says in self.split_rows(name):
+            # of splits that lack the same folder one speaks for all; training does not read the test set
+            if holds is not False or says not in {row[2] for row in own}:
+                own.append((what, holds or None if name=='test' else holds, says))
+    return [('annotation', True, f'{len(a.videos)} videos, {actions} actions of {len(a.classes)} classes: '
+             f"{', '.join(a.classes[:8])}{', …' if a.classes[8:] else ''}"), *dropped_rows(a), *own]

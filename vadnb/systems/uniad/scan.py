@@ -244,7 +244,8 @@ def thresholds(self:ImageScan):
 def case(self:ImageScan, i):
     "Image `i`, ready to be drawn"
     data,name,label = images_of(self.items), self.names[i], self.labels[i]
-    sample,kind = data[i], ''
+    # where some could not be read, images have other places here than in the data set
+    sample,kind = data[next(k for k in range(len(data)) if data.tags(k)['name']==name)], ''
     if label and isinstance(data, PlantedDefects): name,_,kind = name.rpartition('#')
     elif label: kind = Path(name).parent.name
     mask = sample['mask'].numpy() if sample['has_mask'] else None
