@@ -81,7 +81,7 @@ def batch_with_host(
 )->dict: # batch of `data.action_clips.collate`, what the host needs of it also under 'host'
     "A batch of which no device has to give anything back"
     res = collate(items)
-    def plain(v): return [x.numpy() for x in v] if isinstance(v, list) else v.numpy().copy()
+    def plain(v): return [x.numpy().copy() for x in v] if isinstance(v, list) else v.numpy().copy()
     return res | dict(host={k: plain(res[k]) for k in HOST if k in res})
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #be83459b
@@ -177,7 +177,7 @@ def clock_facts(self:ActionData,
     except VadnbError: return video.duration or np.nan, video.rate or np.nan # another row says why
     return clock.duration, clock.fps
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #a0946867
+# %% ../../../nbs/systems/adatad/01_data.ipynb #3b3138cb
 @patch
 def actions(self:ActionData,
     split:str, # train | valid | test
