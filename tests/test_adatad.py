@@ -107,6 +107,15 @@ def test_every_part_that_trains_is_in_the_optimizer_and_comes_back(world, tmp_pa
     save_file({k: v+1 for k,v in load_file(tmp_path/'w.safetensors').items()}, tmp_path/'w.safetensors')
     with pytest.raises(CheckpointError, match='give the file it came from'): load_run(learner.run, 'last')
 
+@pytest.mark.parametrize('harm,says', [
+    (dict(facts=dict(classes=['Leap', 'Leap'])), 'facts.classes: must be a list of different names'),
+    (dict(facts=dict(classes=['Leap', 'Leftward', 'Rightward', 'Swing'], stride=4)), 'facts.stride: is unknown'),
+    (dict(calibration=dict(step=4, value=dict(threshold='high'))), 'segment threshold: must hold threshold')])
+def test_a_card_of_a_stranger_is_named(run, tmp_path, harm, says):
+    own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
+    for p in own.rglob('card.json'): write_json(p, read_json(p) | harm)
+    with pytest.raises(CheckpointError, match=f'card.json: {says}'): load_run(own)
+
 # ---------------------------------------------------------------- golden
 
 def test_the_whole_detector_of_the_reference(shared):

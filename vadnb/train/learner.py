@@ -13,13 +13,12 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 from ..config import config_changes
-from ..core import CheckpointError, ConfigError, DataError, VadnbError
-from ..core import did_you_mean, set_seed
+from ..core import CheckpointError, ConfigError, DataError, VadnbError, did_you_mean, set_seed
 from .answers import checked_losses, figures
-from .beginning import begin, check_measured, check_readable, check_unfinished, describe
+from .beginning import Beginning, check_measured, check_readable, describe
 from .callbacks import Averaging, Checkpoints, EarlyStopping, Evaluate, LogLosses, Pictures
 from .callbacks import RunLog, handlers
-from .card import as_plain, beside_parts, check_covered, plain_facts, read_card
+from .card import as_plain, beside_parts, check_covered, from_facts, plain_facts, read_card
 from .checkpoint import kept_random_state, set_random_state
 from .clock import Clock
 from .feed import data_fingerprint, epoch_batches, look_through, make_loader, run_length
@@ -50,8 +49,8 @@ class Learner(Clock):
         self.exchanged = False # whether processes have exchanged gradients once
         self.scan = None # what the last evaluation saw, in the main process
         self.data_seconds,self.grad_norm,self.losses,self.metrics,self.stop,self.error = 0., None, {}, {}, None, None
-        self.names,self.pictures,self.skipped,self.source,self.random = [], [], {}, None, None
-        self.unread = [] # `Unread` validation data, which no evaluation counts
+        # `unread` holds `Unread` validation data, which no evaluation counts
+        self.names,self.pictures,self.skipped,self.unread,self.source,self.random = [], [], {}, [], None, None
         self.metric = cfg.train.metric or system.metric
         self.metric_mode = cfg.train.metric_mode or system.metric_mode
 
@@ -206,12 +205,13 @@ def open_run(self:Learner):
     # what was best on other data, or on data that are gone, is best no more
     anew = () if own and self.valid is not None else ('Evaluate', 'EarlyStopping')
     changed = P.in_all(lambda: restore(self, folder, anew)) if folder else {}
-    P.in_main(lambda: check_unfinished(self, folder, own))
+    beginning = Beginning(self, folder, own)
+    P.in_main(beginning.check)
     self.feed()
     if old:
         now = config_changes(old, dataclasses.asdict(self.cfg))
         changed |= {k: v for k,v in now.items() if k not in HARMLESS}
-    P.in_main(lambda: begin(self, folder, own))
+    P.in_main(beginning.tell)
     if not folder: return 'start', {}
     said = {k: list(v) for k,v in changed.items()}
     return 'resume', {'from': os.path.relpath(folder, self.run.resolve()), 'changed': said}
@@ -346,5 +346,5 @@ def fit(
     data = cfg.make_data()
     folder = RunFolder(Path(cfg.runs)/cfg.name, cfg.train.resume).origin()
     known = read_card(folder)['facts'] if folder else {}
-    system = cfg.build(known | plain_facts(data))
+    system = from_facts(cfg, known | plain_facts(data), folder)
     return Learner(cfg, system, data, callbacks).fit()

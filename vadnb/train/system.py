@@ -11,7 +11,9 @@ from dataclasses import field
 from typing import Literal
 import torch
 from torch import nn
+from ..config import check_conflicts
 from ..config import check_rules
+from ..config import section
 from ..core import CheckpointError
 from ..core import ConfigError
 from .optim import OptimConfig
@@ -131,6 +133,8 @@ class System(nn.Module):
     def rows(self, data): return [] # (what, whether it holds, detail) for `vadnb verify`, beside those of the data
     def graph(self): return None # (module, tuple of example inputs) for TensorBoard's graph page
 
+    def check_calibration(self): "Raise `CheckpointError` where `calibration` is none that a scan can have found out"
+
     def check_provenance(self, known, where):
         "Raise `CheckpointError` when the frozen weights that `known`, read from `where`, names are others"
         now = self.provenance()
@@ -216,10 +220,14 @@ class RunConfig:
     runs:str = 'runs' # where run folders are made
     data_root:str = '.' # folder that every path in annotations is relative to
     seed:int = 42 # of initialisation, shuffling and augmentation
-    optim:OptimConfig = field(default_factory=OptimConfig)
-    train:TrainConfig = field(default_factory=TrainConfig)
+    optim:OptimConfig = section(OptimConfig)
+    train:TrainConfig = section(TrainConfig)
+    # of a system's own, see `check_rules` and `check_conflicts`
+    rules = conflicts = ()
 
-    def __post_init__(self): check_rules(self, RUN_RULES)
+    def __post_init__(self):
+        check_rules(self, [*RUN_RULES, *self.rules])
+        check_conflicts(self, self.conflicts)
 
     def make_data(self):
         "→ `Data` of this configuration; reads annotation, decodes nothing"

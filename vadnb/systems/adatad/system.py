@@ -22,6 +22,7 @@ from ...losses.detection import DetectionLoss
 from ...models.actionformer import ActionFormer
 from ...models.videomae import VideoMAE
 from ...models.weights import read_weights
+from ...results.segment_threshold import as_threshold
 from .checks import BackboneCheck
 from .checks import ChosenHereCheck
 from .checks import LostActionsCheck
@@ -35,6 +36,8 @@ from .predict import predict_video
 from .rows import verify_rows
 from .scan import ActionScan
 from .scan import candidates
+from ...train.card import class_names
+from ...train.card import known_facts
 from ...train.feed import to_device
 from ...train.system import System
 
@@ -45,17 +48,13 @@ def known_classes(
 )->list: # names in the order of the network's outputs
     "The classes of a model. Raises `CheckpointError` for what no run can have written, `ConfigError` for none"
     d = cfg.data
-    if not facts:
+    if facts is None or facts=={}:
         if d.agnostic: return ['action']
         if d.classes is None:
             raise ConfigError("'data.classes' is null and no data are at hand, so the number of outputs is unknown; "
                               'name the classes')
         return list(d.classes)
-    classes = facts.get('classes') if isinstance(facts, dict) else None
-    texts = isinstance(classes, list) and bool(classes) and all(isinstance(c, str) and c for c in classes)
-    if not texts or len({*classes})<len(classes):
-        raise CheckpointError('facts.classes: must be a list of different names; take the card from the run again')
-    return classes
+    return class_names(known_facts(facts, ('classes',)))
 
 # %% ../../../nbs/systems/adatad/02_system.ipynb #385b4b6d
 def make_backbone(
@@ -101,6 +100,7 @@ class AdaTAD(System):
         self.metrics = (METRIC, *(f'map/{t:g}' for t in cfg.score.tious))
 
     def facts(self): return dict(classes=self.classes)
+    def check_calibration(self): as_threshold(self.calibration)
     def checks(self): return [BackboneCheck(), StartCheck(), LostActionsCheck(), ChosenHereCheck()]
     def after_step(self): self.seen = []
     def rows(self, data): return verify_rows(self, data)
