@@ -1,5 +1,5 @@
 "What the figures of temporal detection cost: mAP against a walk over data frames, suppression against a loop per label"
-import importlib.util, time, warnings
+import time, warnings
 from statistics import median
 import numpy as np
 from vadnb.metrics.detection import detection_map, soft_nms
@@ -31,7 +31,7 @@ def walk(rows, groups):
     for i,(video,start,end) in enumerate(rows):
         if video not in groups: continue
         g = groups[video]
-        g = g[['start', 'end']].values if hasattr(g, 'values') else g
+        g = g[['start', 'end']].values
         shared = (np.minimum(g[:,1], end)-np.maximum(g[:,0], start)).clip(0)
         iou = shared/np.maximum(g[:,1]-g[:,0]+end-start-shared, 1e-8)
         for t,tiou in enumerate(TIOUS):
@@ -62,15 +62,6 @@ def by_frames(found, truth):
             def __len__(self): return len(mine)
             def __iter__(self): return ((r['video'], r['start'], r['end']) for _,r in mine.iterrows())
         ap.append(precision(walk(Rows(), Groups()), len(own)))
-    return np.mean(ap, 0)
-
-def by_lists(found, truth):
-    "The same steps over lists, where pandas is not installed"
-    ap = []
-    for label in sorted({r[0] for rows in truth.values() for r in rows}):
-        groups = {v: np.array([r[1:] for r in rows if r[0]==label]) for v,rows in truth.items() if any(r[0]==label for r in rows)}
-        rows = sorted(((-s, v, a, b) for v,own in found.items() for l,a,b,s in own if l==label))
-        ap.append(precision(walk([r[1:] for r in rows], groups), sum(map(len, groups.values()))))
     return np.mean(ap, 0)
 
 def candidates(seed=0, n=2000, classes=20, seconds=300):
@@ -105,13 +96,11 @@ def rows(rounds=3):
     "Rivals and ours in turns; the slow walk once"
     warnings.simplefilter('ignore')
     found,truth = dataset()
-    frames = importlib.util.find_spec('pandas') is not None
-    slow,want = seconds(lambda: (by_frames if frames else by_lists)(found, truth))
+    slow,want = seconds(lambda: by_frames(found, truth))
     times,got = zip(*(seconds(lambda: detection_map(found, truth, TIOUS)) for _ in range(rounds+1)))
     assert np.allclose([got[0][f'map/{t:g}'] for t in TIOUS], want), 'both must find the same'
-    how = 'data frames' if frames else 'lists (pandas is not installed, which is some ten times slower)'
-    yield dict(work=f'mAP, {FOUND} detections at {len(TIOUS)} tIoU, recall and baselines included, against a walk over {how}',
-               ratio=median(times[1:])/slow, limit=.01 if frames else .15, detail=dict(vadnb_ms=round(median(times[1:])*1e3, 1), walk_s=round(slow, 2), pandas=frames))
+    yield dict(work=f'mAP, {FOUND} detections at {len(TIOUS)} tIoU, recall and baselines included, against a walk over data frames',
+               ratio=median(times[1:])/slow, limit=.01, detail=dict(vadnb_ms=round(median(times[1:])*1e3, 1), walk_s=round(slow, 2)))
     many = {f'{v}-{k}': own for k in range(16) for v,own in found.items()}, {f'{v}-{k}': own for k in range(16) for v,own in truth.items()}
     yield dict(work=f'mAP, {16*FOUND} detections at {len(TIOUS)} tIoU, CPU-seconds', seconds=median(seconds(lambda: detection_map(*many, TIOUS))[0] for _ in range(rounds)), limit=1)
     x = candidates()

@@ -13,7 +13,8 @@ from vadnb.data.clip_frames import VideoSource
 from vadnb.data.thumos import read_thumos, window_rows
 from vadnb.data.time_grid import ClipForm, clip_words
 from vadnb.data.video import VideoReader, write_video
-from vadnb.train.feed import DrawnSamples, SkippingCollate, evaluation_batches
+from vadnb.train.feed import evaluation_batches
+from vadnb.train.samples import DrawnSamples, SkippingCollate
 from vadnb.train.system import Data, TrainConfig
 
 def drawn(n, seed=0, height=36, width=48):
@@ -78,8 +79,12 @@ def test_a_video_that_stops_early_says_where_and_what_is_lost(shared):
     said = r"corrupted: .*28 of 50 announced frames decode.*'b' from 1.1 to 1.5 s lies behind frame 28"
     with pytest.raises(DataError, match=said): clips.draw(0, np.random.default_rng(0))
     batch = SkippingCollate(collate)([DrawnSamples(clips, 0, 'skip')[0, 0]])
-    assert list(batch)==['skipped'] and '28 of 50' in batch['skipped'][0]
-    with pytest.raises(DataError, match='28 of 50'): list(ActionWindows(a, ['corrupted'], source).stream(0))
+    assert list(batch)==['skipped'] and '28 of 50' in batch['skipped'][0].why
+    windows = ActionWindows(a, ['corrupted'], source)
+    for ask in (windows.check, lambda i: list(windows.stream(i))):
+        with pytest.raises(DataError, match='28 of 50'): ask(0)
+    # it has no window, so that the others can be dealt and read
+    assert windows.pieces==[0]
 
 # ---------------------------------------------------------------- public files
 def test_the_public_annotation_of_thumos(shared):

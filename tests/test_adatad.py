@@ -63,7 +63,7 @@ def test_a_run_is_measured(run):
     code,out,err = vadnb('eval', '--run', run)
     assert code==0 and 'mAP at tIoU' in out and 'fixed grid' in out, err
     metrics = read_json(run/'eval.json')['metrics']
-    assert 0<=metrics['map/mean']<=1 and 'baseline/map/mean/whole_video' in metrics and 'cause/missed/map' in metrics
+    assert 0<=metrics['map/mean']<=1 and 'baseline/map/mean/whole_video' in metrics and 'cure/map/0.5/missed' in metrics and 'mistake at tIoU 0.5' in out
 
 def test_a_run_predicts_a_raw_video_and_says_what_it_reports(run, world, tmp_path):
     video = world.path(world.names('test')[0])
@@ -155,6 +155,15 @@ def test_every_part_that_trains_is_in_the_optimizer_and_comes_back(world, tmp_pa
     # other frozen weights are refused
     save_file({k: v+1 for k,v in load_file(tmp_path/'w.safetensors').items()}, tmp_path/'w.safetensors')
     with pytest.raises(CheckpointError, match='give the file it came from'): load_run(learner.run, 'last')
+
+@pytest.mark.parametrize('harm,says', [
+    (dict(facts=dict(classes=['Leap', 'Leap'])), 'facts.classes: must be a list of different names'),
+    (dict(facts=dict(classes=['Leap', 'Leftward', 'Rightward', 'Swing'], stride=4)), 'facts.stride: is unknown'),
+    (dict(calibration=dict(step=4, value=dict(threshold='high'))), 'segment threshold: must hold threshold')])
+def test_a_card_of_a_stranger_is_named(run, tmp_path, harm, says):
+    own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
+    for p in own.rglob('card.json'): write_json(p, read_json(p) | harm)
+    with pytest.raises(CheckpointError, match=f'card.json: {says}'): load_run(own)
 
 # ---------------------------------------------------------------- golden
 

@@ -13,7 +13,8 @@ from vadnb.data.decode_cache import FRAMES, DecodeCache
 from vadnb.data.time_grid import ClipForm
 from vadnb.data.video import VideoReader, write_video
 from vadnb.systems.adatad.config import Config
-from vadnb.train.feed import DrawnSamples, make_loader
+from vadnb.train.feed import make_loader
+from vadnb.train.samples import DrawnSamples
 
 FORM = ClipForm(window=16, stride=2, size=(24, 24), short_side=28)
 

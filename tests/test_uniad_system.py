@@ -792,11 +792,16 @@ def test_a_calibration_of_a_stranger_is_checked(run):
 
 def test_facts_of_a_stranger_are_checked(world, tmp_path):
     cfg = config(world, tmp_path, 'x')
-    for facts in ([], {}, dict(classes=[]), dict(classes='dots'), dict(classes=['dots', 3]), dict(classes=['dots', 'dots'])):
+    for facts in ({}, dict(classes=[]), dict(classes='dots'), dict(classes=['dots', 3]), dict(classes=['dots', 'dots'])):
         with pytest.raises(CheckpointError, match='facts.classes: must be a list of different names'): cfg.build(facts)
+    # what this version knows nothing of may mean another model
+    for facts,says in (([], 'facts: must be a mapping'), (dict(classes=['dots'], neck='MFCN'), 'facts.neck: is unknown; this system knows classes, backbone')):
+        with pytest.raises(CheckpointError, match=says): cfg.build(facts)
 
 def test_a_card_of_a_stranger_is_named_and_quoted_in_short(run, tmp_path):
-    for k,harm,says in ((0, dict(facts=dict(classes=[])), 'card.json: facts.classes: must be'), (1, dict(provenance=dict(digest='x'*5000)), 'card.json: the weights of')):
+    held = read_json(find_checkpoint(run)/'card.json')
+    for k,harm,says in ((0, dict(facts=dict(classes=[])), 'card.json: facts.classes: must be'), (2, dict(facts=held['facts'] | dict(neck='MFCN')), 'card.json: facts.neck: is unknown'),
+                        (3, dict(calibration=held['calibration'] | dict(value=held['calibration']['value'] | dict(scores='high'))), 'card.json: calibration.scores: must be a list of finite numbers'), (1, dict(provenance=dict(digest='x'*5000)), 'card.json: the weights of')):
         own = Path(shutil.copytree(run, tmp_path/str(k), symlinks=True))
         for p in own.rglob('card.json'): write_json(p, read_json(p) | harm)
         with pytest.raises(CheckpointError, match=says) as e: load_run(own)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['class_source', 'field_comments', 'config_keys', 'type_name', 'key_type', 'help_formatter', 'config_parser', 'refused',
-           'nearest_key', 'flatten', 'check_keys', 'from_dict', 'finite', 'check_rules', 'build_config',
-           'shipped_configs', 'find_config', 'to_yaml', 'config_changes']
+           'nearest_key', 'flatten', 'check_keys', 'from_dict', 'finite', 'check_rules', 'check_conflicts', 'section',
+           'build_config', 'shipped_configs', 'find_config', 'to_yaml', 'config_changes']
 
 # %% ../nbs/02_config.ipynb #75e0d6fa
 import dataclasses, functools, inspect, linecache, math, re, typing
@@ -201,6 +201,22 @@ def check_rules(
         found = functools.reduce(getattr, key.split('.'), cfg)
         name = f'{section}.{key}' if section else key
         raise ConfigError('; '.join([f"'{name}' must be {words}, found {found!r}", *fix]))
+
+# %% ../nbs/02_config.ipynb #0fa9c71d
+def check_conflicts(
+    cfg, # a configuration, or one section of it
+    rows, # (test of `cfg` that is true where settings exclude each other, what to say: text, or a function of `cfg`)
+):
+    "Raise `ConfigError` for the first settings that exclude each other"
+    for meet,says in rows:
+        if meet(cfg):
+            raise ConfigError(says(cfg) if callable(says) else says)
+
+def section(
+    cls, # a dataclass
+): # a field of the configuration above it
+    "A section of a configuration, with its own defaults in each"
+    return dataclasses.field(default_factory=cls)
 
 # %% ../nbs/02_config.ipynb #ae2d4f55
 def build_config(

@@ -61,6 +61,7 @@ class ActionSet(Dataset):
 
     @property
     def classes(self)->list: return self.annotation.classes # names that labels count
+    def check(self, i): self.source.check(self.videos[i]) # `DataError` where video `i` cannot be read
 
 # %% ../../nbs/data/29_action_clips.ipynb #c521b89a
 def window_sample(
@@ -179,8 +180,12 @@ class ActionWindows(ActionSet):
             self.held[i] = window_rows(laid.positions, window, 1, self.overlap, self.reference)
         return self.held[i]
 
+    def count(self, i): # windows of a video; none of one that cannot be read, of which `stream` says why
+        try: return len(self.rows(i))
+        except DataError: return 0
+
     @property
-    def pieces(self)->list: return [len(self.rows(i)) for i in range(len(self.names))] # windows of each video
+    def pieces(self)->list: return [self.count(i) for i in range(len(self.names))] # windows of each video
     def __len__(self): return sum(self.pieces)
 
 # %% ../../nbs/data/29_action_clips.ipynb #3c0d38eb

@@ -97,6 +97,16 @@ def laid(
                         'Leave the video out, or lower the stride')
     return LaidVideo(clock, form.window if form.resize else -(-n//form.stride), stride, notes=notes)
 
+# %% ../../nbs/data/32_clip_frames.ipynb #8cfdc941
+@patch
+def check(self:VideoSource,
+    video:ActionVideo, # as annotated
+):
+    "Raise `DataError` where a video is not the one that was annotated, or does not decode at both ends"
+    path,n = self.path(video),self.lay(video).clock.frames
+    try: VideoReader(path).get_batch([0, n-1])
+    except VideoError as e: raise stops_early(video, path, e) from None
+
 # %% ../../nbs/data/32_clip_frames.ipynb #5f0eebc6
 @patch
 def shrunk(self:VideoSource,

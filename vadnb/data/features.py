@@ -103,6 +103,8 @@ class FeatureSource:
     def window(self, laid)->int: # positions of a window of this video
         return max(self.form.window, laid.positions) if self.whole else self.form.window
 
+    def check(self, video): self.lay(video) # `DataError` where the features of an `ActionVideo` do not fit it
+
     def read(self,
         video:ActionVideo, # of an annotation
     )->Tensor: # (T, C) float32

@@ -126,6 +126,8 @@ class RegionClips(Dataset):
         self._tokenise(tokenize_clip or tokenize, tokenize)
         self._take_truth(annotation)
 
+    @property
+    def names(self)->list: return [c.name for c in self.clips] # of the videos
     def __len__(self): return len(self.clips)
     def __getitem__(self, i): return self._sample(i, None)
     def truth(self, name:str, n_frames:int)->np.ndarray: # True where something is wrong, (n_frames,) bool
@@ -166,6 +168,22 @@ def _take_truth(self, annotation):
 
 RegionClips._take_truth = _take_truth
 
+# %% ../../nbs/data/14_ucf_crime.ipynb #9f522340
+def _reader(self, i): # of `RegionClips` or `AnnotatedClips`
+    "Video `i`, opened, or `DataError` where it is not the one that was annotated"
+    name,path,reader = self.names[i],self.paths[i],VideoReader(self.paths[i])
+    if hasattr(self, 'clips'): check_length(self.clips[i], path, len(reader))
+    if self.annotation: check_count(self.annotation[name], name, path, len(reader))
+    return reader
+
+def _check(self, i):
+    "Raise `DataError` where video `i` is not as annotated, or does not decode at both ends"
+    reader = self._reader(i)
+    self.truth(self.names[i], len(reader))
+    reader.get_batch([0, len(reader)-1])
+
+RegionClips._reader,RegionClips.check = _reader,_check
+
 # %% ../../nbs/data/14_ucf_crime.ipynb #b2a0667b
 def _choose_frames(
     self,
@@ -194,9 +212,7 @@ RegionClips._choose_frames,RegionClips._caption_ids = _choose_frames,_caption_id
 def _sample(self, i, rng):
     if not 0<=i<len(self):
         raise IndexError(f'clip {i} of {len(self)}')
-    clip,path,reader = self.clips[i],self.paths[i],VideoReader(self.paths[i])
-    check_length(clip, path, len(reader))
-    if self.annotation: check_count(self.annotation[clip.name], clip.name, path, len(reader))
+    clip,reader = self.clips[i],self._reader(i)
     index = self._choose_frames(clip, len(reader), rng)
     frames = read_frames(reader, index, self.size)
     boxes,mask,stand_in = region_tensors(clip.tracks, index)
@@ -252,11 +268,12 @@ class AnnotatedClips(Dataset):
     def __getitem__(self, i):
         if not 0<=i<len(self):
             raise IndexError(f'video {i} of {len(self)}')
-        name,reader = self.names[i],VideoReader(self.paths[i])
-        check_count(self.annotation[name], name, self.paths[i], len(reader))
+        reader = self._reader(i)
         index = uniform_indices(len(reader), self.frames)
-        return dict(name=name, frames=read_frames(reader, index, self.size), frame_index=torch.from_numpy(index),
-            n_frames=torch.tensor(len(reader)))
+        return dict(name=self.names[i], frames=read_frames(reader, index, self.size),
+            frame_index=torch.from_numpy(index), n_frames=torch.tensor(len(reader)))
+
+AnnotatedClips._reader,AnnotatedClips.check = _reader,_check
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #1ed2c831
 def stable_key(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['member', 'families', 'epoch_or_step', 'family_figure', 'evaluation_rows', 'families_section', 'cure_metrics',
-           'mistakes_of', 'mistakes_section']
+           'mistakes_of', 'mistaken', 'mistakes_section']
 
 # %% ../../nbs/report/09_families.ipynb #923f9311
 import math, re
@@ -139,19 +139,34 @@ def mistakes_of(
     return {m: sorted(found, key=lambda f: -f[3]) for m,found in res.items()}
 
 # %% ../../nbs/report/09_families.ipynb #eb99d7f3
+def mistaken(
+    run:Run, # a run
+)->tuple: # (row, whose it is in words)
+    "The evaluation whose mistakes are told: that of the test data where there is one, else the best of validation"
+    tested = run.evaluation
+    if tested and any(k.startswith(CURES) for k in tested['metrics']):
+        more = ' '.join(map(str, tested.get('overrides') or ()))
+        return tested['metrics'], f"the test data ({tested.get('checkpoint', 'unknown checkpoint')}{more and ', '+more})"
+    best = best_and_last(run)[1]
+    return best, 'the validation data ({} {:g}); `vadnb eval` tells those of the test data'.format(*epoch_or_step(best)) \
+        if best else ''
+
 def mistakes_section(
     run:Run, # a run
 )->Html: # the section, or None where no evaluation knows
-    "What the mistakes of the best evaluation cost"
-    best,parts = best_and_last(run)[1], []
-    for metric,found in mistakes_of(best).items():
-        top = max(max(gain for *_,gain in found), 1e-9)
+    "What the mistakes of an evaluation cost"
+    (row,whose),parts = mistaken(run), []
+    for metric,found in mistakes_of(row).items():
+        # a sum of others has its row in the table, and would leave no room for the bars of the others
+        single = [f for f in found if not f[0].startswith('all_')]
+        top = max([gain for *_,gain in single]+[1e-9])
         def bar(gain): return tag('span', tag('i', style=f'width:{100*max(gain, 0)/top:.1f}%'), class_='track')
-        lines = [tag('li', tag('span', words(cause)), bar(gain), tag('b', f'{gain:+.3f}')) for cause,_,_,gain in found]
+        lines = [tag('li', tag('span', words(cause)), bar(gain), tag('b', f'{gain:+.3f}')) for cause,_,_,gain in single]
         rows = [[words(cause), '–' if often is None else f'{often:,.0f}', short(cured)] for cause,often,cured,_ in
-                found]
-        says = f'What {words(metric)}, {short(as_number(best[metric]))}, would gain if a mistake were never made.'
+                [*single, *(f for f in found if f not in single)]]
+        says = f'What {words(metric)}, {short(as_number(row[metric]))}, would gain if a mistake were never made.'
         parts += [tag('p', says), tag('ul', lines, class_='bars'),
                   table(['mistake', 'how often', f'{words(metric)} without it'], rows, numbers=(1, 2))]
+    if not parts: return None
     hint = tag('p', 'Gains do not add up, because one mistake hides another.', class_='small')
-    return section('mistakes', 'What goes wrong', parts, hint) if parts else None
+    return section('mistakes', 'What goes wrong', tag('p', f'Measured on {whose}.'), parts, hint)

@@ -24,6 +24,7 @@ class Run:
     rows:list        # log.jsonl, in order
     config:dict      # config.yaml, or None when it is missing
     health:dict      # health.json, or None when it is missing
+    evaluation:dict|None = None # eval.json, what `vadnb eval` measured of the test data; None when it is missing
 
     def __post_init__(self):
         self.name = self.path.resolve().name
@@ -32,7 +33,7 @@ class Run:
 
     def of(self, kind): return [r for r in self.rows if r['kind']==kind]
     def mapping(self, key): return self.start[key] if isinstance(self.start.get(key), dict) else {}
-    def with_rows(self, rows): return Run(self.path, rows, self.config, self.health)
+    def with_rows(self, rows): return Run(self.path, rows, self.config, self.health, self.evaluation)
 
 # %% ../../nbs/report/01_run.ipynb #020fcbf8
 def read_log(
@@ -70,7 +71,11 @@ def read_run(
         if not (isinstance(listed, list) and all(isinstance(x, dict) for x in listed)):
             raise CheckpointError(f"{path}/health.json: '{key}' must be a list of objects; "
                                   'delete the file to report without it')
-    return Run(path, rows, config, health)
+    tested = read_json(path/'eval.json', CheckpointError) if (path/'eval.json').is_file() else None
+    if tested is not None and not (isinstance(tested, dict) and isinstance(tested.get('metrics'), dict)):
+        raise CheckpointError(f"{path}/eval.json: 'metrics' must map names to numbers; evaluate again, or delete the "
+                              'file to report without it')
+    return Run(path, rows, config, health, tested)
 
 # %% ../../nbs/report/01_run.ipynb #f3c6a20c
 def status(

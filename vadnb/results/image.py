@@ -6,7 +6,7 @@
 __all__ = ['ImagePrediction', 'tidy']
 
 # %% ../../nbs/results/11_image.ipynb #11287c98
-import base64, copy
+import base64
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ from ..data.anomaly_images import to_rgb
 from ..metrics.anomaly_maps import label_components
 from ..plots import figure_bytes
 from ..plots import short
+from .answer import Answer
 from .layers import Boxes
 from .layers import Curve
 from .layers import Map
@@ -31,12 +32,11 @@ from .panels import panels
 from .panels import tail
 from .record import Result
 from .record import as_source
-from .record import known_source
 from .thresholds import Thresholds
 
 # %% ../../nbs/results/11_image.ipynb #18ef6ddb
 @dataclass(eq=False, repr=False)
-class ImagePrediction:
+class ImagePrediction(Answer):
     "What an image looks like to a model. Raises `DataError` for what does not fit together"
     name:str # path of the image below what was predicted, with `/`
     path:str # the image itself; it may be gone by the time the prediction is looked at
@@ -131,28 +131,6 @@ def result(self:ImagePrediction,
     boxes = [(0, 1, np.clip(r['box']/np.array([w, h, w, h]), 0, 1).tolist(), None, r['peak']) for r in self.regions()]
     said = dict(anomaly=Curve([self.score], t.image), map=Map(self.full(), t.scale, t.pixel), regions=Boxes(boxes))
     return Result(self.name, layers=said, source=self.source, width=w, height=h, path=self.path, **facts)
-
-# %% ../../nbs/results/11_image.ipynb #cc1eddc7
-@patch
-def layers(self:ImagePrediction)->dict: return self.result().layers() # (Source, name) -> layer
-
-@patch
-def record(self:ImagePrediction)->dict: return self.result().record() # what `<name>.layers.json` holds, without file
-
-# %% ../../nbs/results/11_image.ipynb #84f4fcb8
-@patch
-def __or__(self:ImagePrediction, other): return self.result()|other # what both say of the image, see `Result`
-
-@patch
-def from_source(self:ImagePrediction,
-    system:str|None=None, # name of the system that said it
-    run:str|None=None, # name of its run
-    checkpoint:str|None=None, # name of the checkpoint, such as step-000100
-)->ImagePrediction:
-    "The same, said by this source where none was named"
-    res = copy.copy(self)
-    res.source = known_source(self.source, system, run, checkpoint)
-    return res
 
 # %% ../../nbs/results/11_image.ipynb #2ad42647
 @patch

@@ -17,6 +17,7 @@ from ..metrics.detection_tables import detection_tables
 from ..metrics.matching import match_pairs
 from ..metrics.matching import overlapping_pairs
 from ..plots import short
+from .fields import from_kept
 
 # %% ../../nbs/results/20_segment_threshold.ipynb #c6cfebb1
 def is_share(v): return is_number(v) and 0<=v<=1
@@ -69,17 +70,9 @@ def as_threshold(
     value, # from `as_plain`
 )->SegmentThreshold|None:
     "The inverse; raises `CheckpointError` for anything else"
-    if value is None:
-        return None
-    fields = SegmentThreshold.__dataclass_fields__
     # what names nobody multiplied nothing in
     if isinstance(value, dict): value = dict(by='') | value
-    if not isinstance(value, dict) or value.keys()!=fields.keys():
-        found = ', '.join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise CheckpointError(f"segment threshold: must hold {', '.join(fields)}, found {found}; "
-                              'evaluate the run again to write it anew')
-    try: return SegmentThreshold(**value)
-    except ConfigError as e: raise CheckpointError(f'{e}; evaluate the run again to write it anew') from None
+    return None if value is None else from_kept(SegmentThreshold, value, 'segment threshold')
 
 # %% ../../nbs/results/20_segment_threshold.ipynb #36bf307a
 def f1_curve(

@@ -20,6 +20,7 @@ from ..metrics.anomaly_maps import falling_key
 from ..metrics.anomaly_maps import key_score
 from ..pictures import as_heat
 from ..plots import short
+from .fields import from_kept
 
 # %% ../../nbs/results/05_thresholds.ipynb #fe0b4de0
 def checked_rate(
@@ -151,13 +152,7 @@ def from_state(cls:Calibration,
     state, # from `state`
 )->Calibration:
     "The inverse of `state`; raises `CheckpointError` for anything else"
-    fields = Calibration.__dataclass_fields__
-    if not isinstance(state, dict) or state.keys()!=fields.keys():
-        found = ', '.join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"calibration: must hold {', '.join(fields)}, found {found}; "
-                              'evaluate the run again to write it anew')
-    try: return cls(**state)
-    except DataError as e: raise CheckpointError(f'{e}; evaluate the run again to write it anew') from None
+    return from_kept(cls, state, 'calibration')
 
 @patch(cls_method=True)
 def of_maps(cls:Calibration,

@@ -126,7 +126,7 @@ def load_run(
     overrides=(), # command-line words for the stored configuration
 ): # (system in eval mode, checkpoint folder)
     "A trained system from its run folder; raises `CheckpointError` or `ConfigError`"
-    from vadnb.train.card import load_parts, read_card, take_averages
+    from vadnb.train.card import from_facts, load_parts, read_card, take_averages
     from vadnb.train.checkpoint import find_checkpoint
     run = Path(run)
     folder = find_checkpoint(run, 'last' if which=='best' and run.is_dir() and not (run/'best').exists() else which)
@@ -140,10 +140,11 @@ def load_run(
         raise CheckpointError(f"{folder}/card.json: is of {card['system']}, and {config} of {cfg.system}; copy the run "
                               'again')
     # the checkpoint and what is frozen are all that is needed: the weights that training started from may be gone
-    try: system = cfg.build(card['facts'])
-    except CheckpointError as e: raise CheckpointError(f'{folder}/card.json: {e}') from None
+    system = from_facts(cfg, card['facts'], folder)
     system.start(False)
     system.check_provenance(card['provenance'], folder/'card.json')
     load_parts(system, folder, card)
+    try: system.check_calibration()
+    except CheckpointError as e: raise CheckpointError(f'{folder}/card.json: {e}') from None
     take_averages(system, folder)
     return system.eval(), folder

@@ -17,6 +17,7 @@ from ..core import write_json
 from .callbacks import Callback
 from .callbacks import handlers
 from .optim import group_faults
+from .samples import how_many
 
 # %% ../../nbs/train/54_health.ipynb #de994409
 class HealthError(VadnbError): "A fault that makes going on pointless; the message says what to do"
@@ -286,8 +287,15 @@ class WaitingCheck(Check):
 # %% ../../nbs/train/54_health.ipynb #01474cff
 class SkippedCheck(Check):
     "Samples that could not be read and were left out"
-    code,what = 'skipped_samples', 'every training sample can be read'
+    code,what = 'skipped_samples', 'every sample of training and validation can be read'
     seen = 0
+    def before_fit(self):
+        L,lost = self.learner, [u.why for u in self.learner.unread]
+        if lost:
+            self.find('warning', f'{len(lost)} of {how_many(L.valid)} validation {L.data.noun} could not be read and '
+                      f'count in no evaluation ({lost[-1]}); repair or remove them', key=f'validation {len(lost)}',
+                      count=len(lost), validation=lost[:200])
+    after_evaluate = before_fit
     def after_step(self):
         L = self.learner
         # an exchange between processes is worth a wait where a log row is due

@@ -13,25 +13,21 @@ from fastcore.basics import patch
 from torch import nn
 from tqdm.auto import tqdm
 from ..config import config_changes
-from ..core import CheckpointError
-from ..core import ConfigError
-from ..core import DataError
-from ..core import VadnbError
-from ..core import did_you_mean
-from ..core import set_seed
+from ..core import CheckpointError, ConfigError, DataError, VadnbError, did_you_mean, set_seed
 from .answers import checked_losses, figures
-from .beginning import begin, check_measured, check_unfinished, describe
+from .beginning import Beginning, check_measured, check_readable, describe
 from .callbacks import Averaging, Checkpoints, EarlyStopping, Evaluate, LogLosses, Pictures
 from .callbacks import RunLog, handlers
-from .card import as_plain, beside_parts, check_covered, plain_facts, read_card
+from .card import as_plain, beside_parts, check_covered, from_facts, plain_facts, read_card
 from .checkpoint import kept_random_state, set_random_state
 from .clock import Clock
-from .feed import DrawnSamples, SkippingCollate, data_fingerprint, epoch_batches
-from .feed import look_through, make_loader, run_length, to_device, with_plain_errors
+from .feed import data_fingerprint, epoch_batches, look_through, make_loader, run_length
+from .feed import to_device, with_plain_errors
 from .going_on import restore
 from .optim import make_optimizer, set_lr, warmup_steps
 from .processes import Processes, make_accelerator, stop_on_signal
 from .run_folder import RunFolder
+from .samples import DrawnSamples, SkippingCollate, left_out
 from .system import RunConfig, System
 from .trackers import Progress, Trackers
 
@@ -53,7 +49,8 @@ class Learner(Clock):
         self.exchanged = False # whether processes have exchanged gradients once
         self.scan = None # what the last evaluation saw, in the main process
         self.data_seconds,self.grad_norm,self.losses,self.metrics,self.stop,self.error = 0., None, {}, {}, None, None
-        self.names,self.pictures,self.skipped,self.source,self.random = [], [], {}, None, None
+        # `unread` holds `Unread` validation data, which no evaluation counts
+        self.names,self.pictures,self.skipped,self.unread,self.source,self.random = [], [], {}, [], None, None
         self.metric = cfg.train.metric or system.metric
         self.metric_mode = cfg.train.metric_mode or system.metric_mode
 
@@ -190,6 +187,7 @@ def feed(self:Learner):
     # first values that were taken from the data are those of the main process
     if self.fresh: self.processes.share([*self.system.parameters(), *self.system.buffers()])
     self.train,self.valid = self.fed.split('train'), self.fed.split('valid')
+    if self.save: check_readable(self)
 
 # %% ../../nbs/train/50_learner.ipynb #5f83be6c
 # keys that change nothing about what is learned
@@ -207,12 +205,13 @@ def open_run(self:Learner):
     # what was best on other data, or on data that are gone, is best no more
     anew = () if own and self.valid is not None else ('Evaluate', 'EarlyStopping')
     changed = P.in_all(lambda: restore(self, folder, anew)) if folder else {}
-    P.in_main(lambda: check_unfinished(self, folder, own))
+    beginning = Beginning(self, folder, own)
+    P.in_main(beginning.check)
     self.feed()
     if old:
         now = config_changes(old, dataclasses.asdict(self.cfg))
         changed |= {k: v for k,v in now.items() if k not in HARMLESS}
-    P.in_main(lambda: begin(self, folder, own))
+    P.in_main(beginning.tell)
     if not folder: return 'start', {}
     said = {k: list(v) for k,v in changed.items()}
     return 'resume', {'from': os.path.relpath(folder, self.run.resolve()), 'changed': said}
@@ -225,7 +224,7 @@ def next_batch(self:Learner):
     batch = next(self.stream)
     self.data_seconds += time.perf_counter()-start
     self.micro += 1
-    for reason in batch.pop('skipped', []): self.skipped[reason] = self.skipped.get(reason, 0)+1
+    for reason in map(str, batch.pop('skipped', [])): self.skipped[reason] = self.skipped.get(reason, 0)+1
     if batch:
         self.names.append(batch.get('name', []))
         return to_device(batch, self.device)
@@ -263,14 +262,15 @@ def evaluate(self:Learner):
     "Metrics of the system on its validation data, shared out over the processes"
     P,t = self.processes, self.cfg.train
     def measure():
+        lost = left_out(scans, self.valid, f'validation {self.data.noun}')
         self.scan = scans[0].join(scans[1:]) if scans[1:] else scans[0]
-        return figures(self.scan, self.scan.metrics()), self.plain_calibration()
+        return figures(self.scan, self.scan.metrics()), self.plain_calibration(), lost
     with self.evaluating():
         # processes have seen other batches, and so may have other buffers: those of the main one are measured
         P.share(self.system.buffers())
         own = P.in_all(lambda: look_through(self.system, self.fed, 'valid', t, self.device, P.world, P.rank))
         scans = P.to_main(own)
-        metrics,calibration = P.in_main(measure)
+        metrics,calibration,self.unread = P.in_main(measure)
     if calibration is not None: self.system.calibration,self.system.calibrated_at = calibration, self.step
     return metrics
 
@@ -346,5 +346,5 @@ def fit(
     data = cfg.make_data()
     folder = RunFolder(Path(cfg.runs)/cfg.name, cfg.train.resume).origin()
     known = read_card(folder)['facts'] if folder else {}
-    system = cfg.build(known | plain_facts(data))
+    system = from_facts(cfg, known | plain_facts(data), folder)
     return Learner(cfg, system, data, callbacks).fit()

@@ -11,7 +11,9 @@ from dataclasses import field
 from typing import Literal
 import torch
 from torch import nn
+from ..config import check_conflicts
 from ..config import check_rules
+from ..config import section
 from ..core import CheckpointError
 from ..core import ConfigError
 from .optim import OptimConfig
@@ -32,7 +34,7 @@ class Data:
     test_keys = ('data.test',) # keys of the configuration that name test data
 
     def split(self, name):
-        "→ data set of 'train', 'valid' or 'test', or None where there is none"
+        "→ data set of 'train', 'valid' or 'test', or None where there is none; with `check(i)` where one can be tried"
         raise missing(self, 'split')
 
     def collate(self, items):
@@ -55,6 +57,7 @@ class Data:
 class Scan:
     "What one pass over a split has seen"
     held = () # names of attributes that stay in their process, such as the data set that was looked at
+    unread = () # `Unread` samples or sources of the split, which take no part in anything
 
     def add(self, batch, out):
         "Take in one batch and what `System.look` said of it"
@@ -67,6 +70,9 @@ class Scan:
     def metrics(self):
         "→ dict of floats, trivial baselines beside them as 'baseline/<metric>/<name>'"
         raise missing(self, 'metrics')
+
+    def leave_out(self, i):
+        "Forget sample `i` of the split, or source `i` where it streams: it cannot be read to its end"
 
     def pictures(self):
         "→ name → matplotlib figure of what was seen"
@@ -126,6 +132,8 @@ class System(nn.Module):
     def idle(self): return () # names of parameters that rightly get no gradient from the batches of this step
     def rows(self, data): return [] # (what, whether it holds, detail) for `vadnb verify`, beside those of the data
     def graph(self): return None # (module, tuple of example inputs) for TensorBoard's graph page
+
+    def check_calibration(self): "Raise `CheckpointError` where `calibration` is none that a scan can have found out"
 
     def check_provenance(self, known, where):
         "Raise `CheckpointError` when the frozen weights that `known`, read from `where`, names are others"
@@ -212,10 +220,14 @@ class RunConfig:
     runs:str = 'runs' # where run folders are made
     data_root:str = '.' # folder that every path in annotations is relative to
     seed:int = 42 # of initialisation, shuffling and augmentation
-    optim:OptimConfig = field(default_factory=OptimConfig)
-    train:TrainConfig = field(default_factory=TrainConfig)
+    optim:OptimConfig = section(OptimConfig)
+    train:TrainConfig = section(TrainConfig)
+    # of a system's own, see `check_rules` and `check_conflicts`
+    rules = conflicts = ()
 
-    def __post_init__(self): check_rules(self, RUN_RULES)
+    def __post_init__(self):
+        check_rules(self, [*RUN_RULES, *self.rules])
+        check_conflicts(self, self.conflicts)
 
     def make_data(self):
         "→ `Data` of this configuration; reads annotation, decodes nothing"

@@ -8,8 +8,7 @@ __all__ = ['BackboneCheck', 'StartCheck', 'LostActionsCheck', 'ChosenHereCheck',
 # %% ../../../nbs/systems/adatad/04_checks.ipynb #878e9438
 import torch
 from ...losses.detection import assign_targets
-from .advisor import learnable
-from .advisor import never_held
+from .advisor import lost_actions
 from ...train.health import Check
 from ...train.health import a_few_of
 
@@ -53,15 +52,13 @@ class LostActionsCheck(Check):
         L,c = self.learner, self.learner.cfg
         lengths = L.data.lengths('train')
         if not len(lengths): return
-        lost = never_held(lengths, c.data.window, c.data.overlap)[0] if not c.data.whole else 0
-        if lost>.01*len(lengths):
-            self.find('warning', f'{lost} of {len(lengths)} training actions are longer than any window holds to a '
+        never,_,outside = lost_actions(c, lengths)
+        if never>.01*len(lengths):
+            self.find('warning', f'{never} of {len(lengths)} training actions are longer than any window holds to a '
                       f'share of {c.data.overlap:g} and are never learned: raise data.window or data.stride',
                       key='window')
-        sure = learnable(lengths, c.detector.ranges, c.loss.radius, 4)
-        lost = int((sure==0).sum())
-        if lost>.01*len(lengths):
-            self.find('warning', f'{lost} of {len(lengths)} training actions lie in the range of no level and are '
+        if outside>.01*len(lengths):
+            self.find('warning', f'{outside} of {len(lengths)} training actions lie in the range of no level and are '
                       'never learned: change detector.ranges, or data.stride', key='level')
 
 # %% ../../../nbs/systems/adatad/04_checks.ipynb #208599d7

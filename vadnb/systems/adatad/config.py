@@ -6,14 +6,14 @@
 __all__ = ['METRIC', 'SHAPE', 'RANGES', 'DATA_RULES', 'FEED_RULES', 'MODEL_RULES', 'DETECTOR_RULES', 'LOSS_RULES', 'SCORE_RULES',
            'RULES', 'CONFLICTS', 'DataConfig', 'CacheConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig',
            'AdapterConfig', 'DetectorConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'borrowed', 'share',
-           'clip_settings', 'clip_augmentation', 'levels', 'detector_settings', 'check_conflicts', 'check_window',
-           'check_patches', 'Config']
+           'clip_settings', 'clip_augmentation', 'levels', 'detector_settings', 'check_window', 'check_patches',
+           'Config']
 
 # %% ../../../nbs/systems/adatad/00_config.ipynb #7c7a6689
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Literal
-from ...config import check_rules
+from ...config import section
 from ...core import ConfigError
 from ...data.action_clips import CLIP_RULES, WINDOW_RULES
 from ...data.annotation import PLACES
@@ -286,14 +286,6 @@ CONFLICTS = [
         "'score.unknown' count needs the rate of videos, and 'features.folder' has none; set score.unknown drop"),
 ]
 
-def check_conflicts(
-    cfg, # `Config`
-):
-    "Raise `ConfigError` for the first pair of settings that exclude each other"
-    for meet,says in CONFLICTS:
-        if meet(cfg):
-            raise ConfigError(says)
-
 # %% ../../../nbs/systems/adatad/00_config.ipynb #b95f164f
 def check_window(
     cfg, # `Config`
@@ -318,21 +310,20 @@ class Config(RunConfig):
     "Everything that makes a run of adatad"
     system:str = 'adatad' # which system this configures
     name:str = 'adatad' # name of the run folder
-    data:DataConfig = field(default_factory=DataConfig)
-    cache:CacheConfig = field(default_factory=CacheConfig)
-    features:FeatureConfig = field(default_factory=FeatureConfig)
-    augment:AugmentConfig = field(default_factory=AugmentConfig)
-    model:ModelConfig = field(default_factory=ModelConfig)
-    adapter:AdapterConfig = field(default_factory=AdapterConfig)
-    detector:DetectorConfig = field(default_factory=DetectorConfig)
-    loss:LossConfig = field(default_factory=LossConfig)
-    rates:RateConfig = field(default_factory=RateConfig)
-    score:ScoreConfig = field(default_factory=ScoreConfig)
+    data:DataConfig = section(DataConfig)
+    cache:CacheConfig = section(CacheConfig)
+    features:FeatureConfig = section(FeatureConfig)
+    augment:AugmentConfig = section(AugmentConfig)
+    model:ModelConfig = section(ModelConfig)
+    adapter:AdapterConfig = section(AdapterConfig)
+    detector:DetectorConfig = section(DetectorConfig)
+    loss:LossConfig = section(LossConfig)
+    rates:RateConfig = section(RateConfig)
+    score:ScoreConfig = section(ScoreConfig)
+    rules,conflicts = RULES, CONFLICTS
 
     def __post_init__(self):
         super().__post_init__()
-        check_rules(self, RULES)
-        check_conflicts(self)
         if not self.features.folder:
             check_window(self)
             check_patches(self)

@@ -77,15 +77,17 @@ def class_rows(
     return res
 
 def cause_rows(
-    metrics:dict, # 'cause/<cause>/count' and '/map'
-)->list: # lines; none where no causes are known
-    "Each kind of mistake at tIoU 0.5, and the mAP that its cure would give"
-    names = [k.split('/')[1] for k in metrics if re.fullmatch(r'cause/[^/]+/map', k)]
-    if not names: return []
-    rows = [['mistake at tIoU 0.5', 'number', 'mAP without it, %']]
-    rows += [[n.replace('_', ' '), f"{metrics[f'cause/{n}/count']:.0f}", f"{100*metrics[f'cause/{n}/map']:.2f}"]
-             for n in names]
-    return aligned(rows)
+    metrics:dict, # 'mistakes/<kind>' and 'cure/map/<tIoU>/<kind>'
+)->list: # lines; none where no mistakes are known
+    "Each kind of mistake, and the mAP that its cure would give, the dearest first and sums of several last"
+    from vadnb.report.families import mistakes_of
+    res = []
+    for metric,found in mistakes_of(metrics).items():
+        rows = [[f'mistake at tIoU {metric[4:]}', 'number', 'mAP without it, %']]
+        rows += [[kind.replace('_', ' '), '' if often is None else f'{often:.0f}', f'{100*cured:.2f}']
+                 for kind,often,cured,_ in sorted(found, key=lambda f: f[0].startswith('all_'))]
+        res += aligned(rows)
+    return res
 
 METRIC_TABLES = [overlap_rows, class_rows, cause_rows]
 # what to lower beside the batch of training

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Window', 'window_seconds', 'candidates', 'read_video_scores', 'ActionScan', 'suppression', 'named_by_video',
-           'video_segments', 'draw_lanes', 'draw_causes']
+           'video_segments', 'draw_lanes']
 
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #91897207
 import warnings
@@ -29,6 +29,7 @@ from ...plots import SERIES
 from ...plots import new_figure
 from ...plots import quiet
 from ...plots import words
+from ...report.families import cure_metrics
 from ...results.segment_threshold import as_plain
 from ...results.segment_threshold import best_threshold
 from ...train.system import Scan
@@ -103,6 +104,7 @@ class ActionScan(Scan):
         self.windows = {} # video → {(first position, end): Window}
         self.durations = {} # video → seconds
         self.merged = None # video → list of (label, start, end, score), once all are seen
+        self.lost = set() # names of videos that could not be read
 
     def add(self, batch, out):
         "Take in one batch and what `look` found: (video, row, seconds of the video, Window) of each window"
@@ -114,8 +116,15 @@ class ActionScan(Scan):
         for o in others:
             for name,windows in o.windows.items(): self.windows.setdefault(name, {}).update(windows)
             self.durations.update(o.durations)
+            self.lost |= o.lost
         self.merged = None
         return self
+
+    def leave_out(self, i):
+        "A video that cannot be read to its end counts neither as found nor as missed"
+        name = self.items.names[i]
+        self.lost.add(name)
+        for held in (self.windows, self.durations): held.pop(name, None)
 
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #e3871f14
 def suppression(
@@ -169,7 +178,7 @@ def detections(self:ActionScan)->dict: # video → list of (label, start, end, s
 @patch
 def truth(self:ActionScan)->dict: # video → list of (label, start, end), seconds
     "What is to be found, as this scan names it"
-    c,res = self.cfg, self.items.truth()
+    c,res = self.cfg, {k: v for k,v in self.items.truth().items() if k not in self.lost}
     if c.data.agnostic and not c.score.video_scores:
         res = {k: [(self.classes[0], s, e) for _,s,e in v] for k,v in res.items()}
     # either protocol knows what to make of them
@@ -178,19 +187,22 @@ def truth(self:ActionScan)->dict: # video → list of (label, start, end), secon
 
 @patch
 def metrics(self:ActionScan)->dict:
-    "→ 'map/0.5', 'map/mean', 'recall/0.5@1x', baselines beside them; of a test set with all that can be told"
+    "→ 'map/0.5', 'map/mean', 'recall/0.5@1x', baselines beside them; mistakes and their cures; of a test set also details"
     s,found,truth = self.cfg.score, self.detections(), self.truth()
     lost = sorted({*truth}-{*found})
     if lost:
         warnings.warn(f'{len(lost)} videos were not looked at, such as {lost[0]}: what happens in them counts as '
                       'missed', MetricWarning)
     res = detection_map(found, truth, s.tious, self.unknown, s.recall_k, s.protocol, self.durations)
-    return res | (self.details() if self.split=='test' else {})
+    with warnings.catch_warnings():
+        # what there was to tell of detections and truth has been told
+        warnings.simplefilter('ignore', MetricWarning)
+        return res | self.mistakes() | (self.details() if self.split=='test' else {})
 
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #2a63f37c
 @patch
 def details(self:ActionScan)->dict: # metrics
-    "What each class and length is worth; each kind of mistake with the mAP that its cure would give"
+    "What each class and length is worth"
     s,found,truth = self.cfg.score, self.detections(), self.truth()
     how = dict(unknown=self.unknown, protocol=s.protocol)
     res = {}
@@ -200,13 +212,15 @@ def details(self:ActionScan)->dict: # metrics
     for row in length_rows(found, truth, s.tious, **how):
         name = f"{row['from']:.3g} to {row['to']:.3g} s"
         res |= {f'length/{name}/ap': row['map/mean'], f'length/{name}/events': float(row['events'])}
-    causes = self.causes()
-    return res | {f'cause/{k}/{w}': float(v[w]) for k,v in causes.items() if k!='map' for w in ('count', 'map')}
+    return res
 
 @patch
-def causes(self:ActionScan)->dict: # cause → count, map, gain; 'map'
-    "Mistakes at an overlap of one half"
-    return error_causes(self.detections(), self.truth(), .5, unknown=self.unknown, protocol=self.cfg.score.protocol)
+def mistakes(self:ActionScan)->dict: # metrics
+    "How often each mistake is made, and the mAP that its cure would give, at the overlap that is nearest to one half"
+    s = self.cfg.score
+    tiou = min(s.tious, key=lambda t: (abs(t-.5), t))
+    causes = error_causes(self.detections(), self.truth(), tiou, min(.1, tiou/2), self.unknown, protocol=s.protocol)
+    return cure_metrics(causes, f'map/{tiou:g}')
 
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #93e61aa8
 @patch
@@ -229,19 +243,6 @@ def draw_lanes(
         alpha = .9 if score is None else .15+.75*score
         ax.broken_barh([(start, end-start)], (y-.4, .8), facecolor=colour, alpha=alpha, lw=0)
 
-def draw_causes(
-    causes:dict, # from `error_causes`
-): # matplotlib Figure
-    "How much mAP each kind of mistake costs"
-    names = [k for k in causes if k!='map' and not k.startswith('all_')]
-    fig = new_figure(5, .5+.22*len(names))
-    ax = quiet(fig.subplots(), grid=False)
-    ax.barh(range(len(names)), [100*causes[k]['gain'] for k in names], color=SERIES[0], height=.7)
-    ax.set_yticks(range(len(names)), [f"{k.replace('_', ' ')} ({causes[k]['count']})" for k in names], fontsize=6.5)
-    ax.invert_yaxis()
-    ax.set_xlabel(f"points that mAP@0.5 ({100*causes['map']:.1f}) would gain without them", fontsize=6.5)
-    return fig
-
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #bf710905
 @patch
 def told_share(self:ActionScan, name, least):
@@ -255,7 +256,7 @@ def told_share(self:ActionScan, name, least):
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #50c23fe3
 @patch
 def pictures(self:ActionScan)->dict:
-    "→ 'timelines': truth and segments of telling videos; 'mistakes': what each kind costs"
+    "→ 'timelines': truth and segments of telling videos"
     plain = self.calibration() or self.stored
     least = plain['threshold'] if plain else .3
     truth = self.truth()
@@ -271,4 +272,4 @@ def pictures(self:ActionScan)->dict:
         draw_lanes(ax, [(*e, None) for e in truth[name]], 0, self.items.classes)
         draw_lanes(ax, [r for r in self.detections()[name] if r[3]>=least], 1, self.items.classes)
         ax.set_title(words(name, 60), fontsize=6.5, loc='left', pad=1)
-    return dict(timelines=fig, mistakes=draw_causes(self.causes()))
+    return dict(timelines=fig)

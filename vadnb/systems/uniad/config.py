@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['METRIC', 'RULES', 'CONFLICTS', 'DataConfig', 'ModelConfig', 'LossConfig', 'ScoreConfig', 'is_pair', 'reads_all',
-           'check_conflicts', 'check_grid', 'Config']
+           'check_grid', 'Config']
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #008fba09
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Literal
-from ...config import check_rules
+from ...config import section
 from ...core import ConfigError
 from ...losses.reconstruction import criterion_rows
 from ...models.uniad import feature_size
@@ -112,22 +112,13 @@ CONFLICTS = [
     (lambda c: not c.model.pretrained and c.model.backbone_weights,
         "'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them"),
     (lambda c: c.train.on_bad_sample=='skip' and reads_all(c),
-        "'train.on_bad_sample' is skip, and {reader} has to read every image before training; set 'data.cache' to "
-        "off and 'model.start' to xavier, or repair the images"),
+        lambda c: "'train.on_bad_sample' is skip, and "
+        f"{f'data.cache {c.data.cache}' if c.data.cache in ('memory', 'disk') else 'model.start data'} has to read every "
+        "image before training; set 'data.cache' to off and 'model.start' to xavier, or repair the images"),
     (lambda c: c.data.cache not in ('auto', 'disk') and c.data.cache_folder,
-        "'data.cache_folder' is set but 'data.cache' is {cache}, so nothing would be written there; "
+        lambda c: f"'data.cache_folder' is set but 'data.cache' is {c.data.cache}, so nothing would be written there; "
         "remove one of them"),
 ]
-
-def check_conflicts(
-    cfg, # `Config`
-):
-    "Raise `ConfigError` for the first pair of settings that exclude each other"
-    cache = cfg.data.cache
-    for meet,says in CONFLICTS:
-        if meet(cfg):
-            reader = f'data.cache {cache}' if cache in ('memory', 'disk') else 'model.start data'
-            raise ConfigError(says.format(reader=reader, cache=cache))
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #8c402dd6
 def check_grid(
@@ -147,15 +138,14 @@ class Config(RunConfig):
     "Everything that makes a run of uniad"
     system:str = 'uniad' # which system this configures
     name:str = 'uniad' # name of the run folder
-    data:DataConfig = field(default_factory=DataConfig)
-    model:ModelConfig = field(default_factory=ModelConfig)
-    loss:LossConfig = field(default_factory=LossConfig)
-    score:ScoreConfig = field(default_factory=ScoreConfig)
+    data:DataConfig = section(DataConfig)
+    model:ModelConfig = section(ModelConfig)
+    loss:LossConfig = section(LossConfig)
+    score:ScoreConfig = section(ScoreConfig)
+    rules,conflicts = RULES, CONFLICTS
 
     def __post_init__(self):
         super().__post_init__()
-        check_rules(self, RULES)
-        check_conflicts(self)
         check_grid(self)
         criterion_rows(self.loss.criterion)
 

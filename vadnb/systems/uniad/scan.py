@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'CALIBRATION', 'full_map', 'image_score', 'score_kind', 'is_another_kind', 'calibrate', 'is_row',
-           'read_calibration', 'packed', 'unpacked', 'check_learned', 'ImageScan']
+           'as_calibration', 'read_calibration', 'packed', 'unpacked', 'check_learned', 'ImageScan']
 
 # %% ../../../nbs/systems/uniad/03_scan.ipynb #c0db4aa0
 import math, warnings, zlib
@@ -21,6 +21,8 @@ from ...metrics.anomaly_maps import image_scores
 from ...metrics.pixel_anomaly import SEVEN
 from ...metrics.pixel_anomaly import pixel_metrics
 from ...metrics.pixel_stream import StreamingPixelMetrics
+from ...results.fields import RENEW
+from ...results.fields import check_kept
 from ...results.panels import Case
 from ...results.panels import enlarge
 from ...results.panels import panels
@@ -77,25 +79,29 @@ CALIBRATION = {
     'score': (lambda v: isinstance(v, list) and len(v)==3, 'a kind of score and its window'),
 }
 
-def read_calibration(
+def as_calibration(
     plain, # from `calibrate`, perhaps through a file
-    cfg, # `Config`: how images are scored
 )->Calibration:
-    "Raises `CheckpointError` for anything else, and `ConfigError` for another kind of score"
-    if not isinstance(plain, dict) or plain.keys()!=CALIBRATION.keys():
-        found = ', '.join(str(k) for k in plain) if isinstance(plain, dict) else type(plain).__name__
-        raise CheckpointError(f"calibration: must hold {', '.join(CALIBRATION)}, found {found:.80}; "
-                              'evaluate the run again to write it anew')
+    "Raises `CheckpointError` for anything else"
+    check_kept(plain, CALIBRATION, 'calibration')
     for k,(holds,words) in CALIBRATION.items():
         if not holds(plain[k]):
-            raise CheckpointError(f'calibration.{k}: must be {words}; evaluate the run again to write it anew')
-    was,now = plain['score'], score_kind(cfg)
-    if was!=now:
-        raise ConfigError(f"'score.image_score' and 'score.pool' are {now}, but the thresholds were set for "
-                          f'{was!r:.80}; set them back, or train with them')
+            raise CheckpointError(f'calibration.{k}: must be {words}; {RENEW}')
     rows = dict(scores=torch.float32, pixels=torch.float32, rates=torch.float64)
     state = {k: torch.tensor(v, dtype=rows[k]) if k in rows else v for k,v in plain.items() if k!='score'}
     return Calibration.from_state(state)
+
+# %% ../../../nbs/systems/uniad/03_scan.ipynb #8cac407a
+def read_calibration(
+    plain, # see `as_calibration`
+    cfg, # `Config`: how images are scored
+)->Calibration:
+    "Raises `CheckpointError` for what is none, and `ConfigError` for another kind of score"
+    res,was,now = as_calibration(plain), plain['score'], score_kind(cfg)
+    if was!=now:
+        raise ConfigError(f"'score.image_score' and 'score.pool' are {now}, but the thresholds were set for "
+                          f'{was!r:.80}; set them back, or train with them')
+    return res
 
 # %% ../../../nbs/systems/uniad/03_scan.ipynb #bae24195
 def packed(mask): return zlib.compress(np.packbits(mask).tobytes(), 1) # (H, W) bool → bytes, a hundredth of it
@@ -244,7 +250,8 @@ def thresholds(self:ImageScan):
 def case(self:ImageScan, i):
     "Image `i`, ready to be drawn"
     data,name,label = images_of(self.items), self.names[i], self.labels[i]
-    sample,kind = data[i], ''
+    # where some could not be read, images have other places here than in the data set
+    sample,kind = data[next(k for k in range(len(data)) if data.tags(k)['name']==name)], ''
     if label and isinstance(data, PlantedDefects): name,_,kind = name.rpartition('#')
     elif label: kind = Path(name).parent.name
     mask = sample['mask'].numpy() if sample['has_mask'] else None

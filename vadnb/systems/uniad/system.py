@@ -35,9 +35,12 @@ from .checks import StartCheck
 from .checks import UnmaskedCheck
 from .config import METRIC
 from .scan import ImageScan
+from .scan import as_calibration
 from .scan import full_map
 from .scan import image_score
 from .scan import read_calibration
+from ...train.card import class_names
+from ...train.card import known_facts
 from ...train.system import System
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #00d054a8
@@ -47,10 +50,7 @@ def learned_classes(
 ): # list of names, or None
     "The classes that a model knows. Raises `CheckpointError` for what no run can have written"
     if facts is None: return None
-    classes = facts.get('classes') if isinstance(facts, dict) else None
-    texts = isinstance(classes, list) and bool(classes) and all(isinstance(c, str) and c for c in classes)
-    if not texts or len({*classes})<len(classes):
-        raise CheckpointError('facts.classes: must be a list of different names; take the card from the run again')
+    classes = class_names(known_facts(facts, ('classes', 'backbone')))
     if (was := facts.get('backbone', backbone))!=backbone:
         raise CheckpointError(f"'model.backbone' is {backbone}, the run was trained with {was}; set it back")
     return classes
@@ -78,6 +78,7 @@ class UniADSystem(System):
         self.unused_weights = [] # names of a checkpoint that training starts from
 
     def facts(self): return dict(backbone=self.cfg.model.backbone)
+    def check_calibration(self): self.calibration is None or as_calibration(self.calibration)
     def scan(self, data, split):
         return ImageScan(self.cfg, data.split(split), split, self.classes, self.calibration)
     def checks(self): return [CopyingCheck(), BackboneCheck(), ProtocolCheck(), UnmaskedCheck(), StartCheck()]
