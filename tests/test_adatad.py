@@ -107,6 +107,10 @@ def test_a_prediction_has_the_scores_that_evaluation_has(world, tmp_path):
     alone,_ = load_run(learner.run, overrides=['--score.video_scores', 'null'])
     alone.calibration = known
     with pytest.raises(ConfigError, match='was set on scores of scores.json; give --score.threshold'): list(alone.predict(world.path(test)))
+    # and a network that names nothing gives no names of its own
+    alone.calibration = None
+    unnamed, = alone.predict(world.path(test))
+    assert unnamed.classes==['action'] and {r['label'] for r in unnamed.surest()}=={'action'}
 
 def test_videos_that_nobody_annotated_count_where_that_is_asked_for(world, run, tmp_path):
     stranger = Path(world.path(world.names('test')[0])).with_name('stranger.mp4')

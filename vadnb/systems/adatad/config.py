@@ -131,6 +131,7 @@ class DetectorConfig:
     path_drop:float = 0.1 # chance to leave out a branch of a block while training
     input_drop:float = 0. # share of the features' channels that are set to 0 while training
     layer_scale:float = 1.e-4 # what branches of a block are scaled by at first
+    start_distance:float = 0. # strides to start and end that every place says at first; 0: as in the reference
     weights:str|None = None # checkpoint of OpenTAD or ActionFormer that it starts from
     reference:bool = False # let padding leak into valid positions, as OpenTAD does
 
@@ -240,6 +241,7 @@ def detector_settings(c): # what `ActionFormer` is made with
 DETECTOR_RULES = [
     *borrowed(SIZE_RULES, detector_settings, dict(window='detector.attention')
               | {k: f'detector.{k}' for k in vars(DetectorConfig())}),
+    ('detector.start_distance', lambda c: c.detector.start_distance>=0, '0 or more'),
     ('detector.layer_scale', lambda c: c.detector.layer_scale>0, 'above 0'),
 ]
 

@@ -77,9 +77,12 @@ def make_detector(
     d = cfg.detector
     first = cfg.features.channels if cfg.features.folder else cfg.model.value('dim')
     window = d.attention[0] if len(d.attention)==1 else d.attention
-    return ActionFormer(first, classes, d.channels, d.heads, tuple(d.arch), window, d.max_seq_len or cfg.data.window,
-                        d.abs_position, d.ranges, d.head_channels, d.head_convs, d.path_drop, d.reference,
-                        input_drop=d.input_drop, layer_scale=d.layer_scale)
+    res = ActionFormer(first, classes, d.channels, d.heads, tuple(d.arch), window, d.max_seq_len or cfg.data.window,
+                       d.abs_position, d.ranges, d.head_channels, d.head_convs, d.path_drop, d.reference,
+                       input_drop=d.input_drop, layer_scale=d.layer_scale)
+    # distances leave through a ReLU: where a young network says less than 0 everywhere, nothing teaches it otherwise
+    nn.init.constant_(res.rpn_head.reg_head.bias, d.start_distance)
+    return res
 
 # %% ../../../nbs/systems/adatad/02_system.ipynb #47bdbdd4
 class AdaTAD(System):
@@ -175,9 +178,11 @@ def predict(self:AdaTAD,
     "→ an `ActionPrediction` for each video, and for one that is damaged its `DataError`"
     device,c,scores = self.criterion.normalizer.device, self.cfg, None
     if c.score.video_scores: scores = read_video_scores(Path(c.data_root)/c.score.video_scores, self.names)
+    # where all classes are one, only a classifier of videos knows more names than that
+    names = self.classes if scores is None else self.names
     def look(batch): return self.look(to_device(batch, device))
     for path in mine(videos_of(source)):
-        try: found = predict_video(path, look, batch_with_host, c, self.names, self.calibration, scores)
+        try: found = predict_video(path, look, batch_with_host, c, names, self.calibration, scores)
         except DataError as e: found = e
         yield found
 
