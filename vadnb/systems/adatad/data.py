@@ -30,6 +30,7 @@ from ...data.features import feature_files
 from ...data.thumos import read_thumos
 from ...data.time_grid import ClipForm
 from ...data.video import VideoReader
+from .scan import needed_scores
 from ...train.system import Data
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #e52019f8
@@ -152,7 +153,7 @@ def strangers(self:ActionData)->dict: # name → file
                         'alarms')
     return res
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #b65773d6
+# %% ../../../nbs/systems/adatad/01_data.ipynb #d34760a9
 @patch
 def videos(self:ActionData,
     subset:str, # of the annotation
@@ -165,6 +166,7 @@ def videos(self:ActionData,
     source = make_source(self.cfg, files, train)
     how = dict(agnostic=d.agnostic, reference=d.reference)
     if train: return ActionClips(self.annotation, list(files), source, d.overlap, tuple(d.length), **how)
+    needed_scores(self.cfg, self.annotation.classes, list(files))
     known = replace(self.annotation, videos=self.annotation.videos | {n: ActionVideo(n, subset) for n in more})
     return ActionWindows(known, list(files), source, d.test_overlap, d.overlap, unknown=more, **how)
 
