@@ -102,6 +102,9 @@ def test_a_prediction_has_the_scores_that_evaluation_has(world, tmp_path):
     few,_ = load_run(learner.run, overrides=['--score.video_scores', str(tmp_path/'fewer.json')])
     said, = few.predict(world.path(test))
     assert isinstance(said, DataError) and f'fewer.json: has no scores for {test}' in str(said) and 'score.threshold' in str(said)
+    # a run that would miss them at its first evaluation does not begin
+    with pytest.raises(DataError, match=f'no scores for 1 of 1 videos, such as {test}'):
+        config(world, tmp_path/'runs', 'fused', *more[:3], tmp_path/'fewer.json').make_data().split('test')
     # a threshold of fused scores is none of those without
     known = dict(threshold=.4, precision=.5, recall=.5, tiou=.5, events=4, kept=4, of='validation', by='scores.json')
     alone,_ = load_run(learner.run, overrides=['--score.video_scores', 'null'])

@@ -87,7 +87,7 @@ def test_nothing_is_encoded_twice_without_gradients():
 
 def test_uint8_until_its_chunk():
     m, sizes = model(), []
-    m.clip.vision_model.embeddings.register_forward_pre_hook(lambda mod, args: sizes.append(tuple(args[0].shape)))
+    m.clip.vision_model.embeddings.patch_embedding.register_forward_pre_hook(lambda mod, args: sizes.append(tuple(args[0].shape)))
     with torch.no_grad(): m.encode_frames(**inputs(), chunk=4)
     assert {s[0] for s in sizes}=={4, 3}
 

@@ -191,7 +191,7 @@ def stream(self:FeatureSource,
     x,window = self.read(video),self.window(self.lay(video))
     for s,e in rows.tolist(): yield self.cut(x, window, s, e-s)
 
-# %% ../../nbs/data/28_features.ipynb #23646f0f
+# %% ../../nbs/data/28_features.ipynb #32dacf69
 def feature_files(
     folder, # holds <name>.npy, .npz, .pt or .pth
     names, # of videos
@@ -210,7 +210,7 @@ def feature_files(
     if lost and (missing=='error' or len(lost)==len(names)):
         near = did_you_mean(prefix+lost[0]+suffix, there) or f"; they are named <video> and {', '.join(SUFFIXES)}"
         said = f"{folder}: has no features for {len(lost)} of {len(names)} videos: {', '.join(lost[:3])}"
-        raise DataError(said+near)
+        raise DataError(f'{said}{near} (or leave videos without a file out: data.missing drop)')
     return {n: p for n,p in paths.items() if p is not None}, lost
 
 @patch(cls_method=True)

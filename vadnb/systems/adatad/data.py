@@ -30,6 +30,7 @@ from ...data.features import FeatureSource
 from ...data.features import feature_files
 from ...data.thumos import read_thumos
 from ...data.time_grid import ClipForm
+from .scan import needed_scores
 from ...train.system import Data
 from ...train.verify import readable_row
 
@@ -165,7 +166,7 @@ def stranger_rows(self:ActionData)->list: # of (what, whether it holds, detail)
     return [('unknown videos', True, f'{len(more)} below {d.videos} are not in the annotation, such as '
              f'{next(iter(more))}, and {what} (score.unknown)')]
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #b65773d6
+# %% ../../../nbs/systems/adatad/01_data.ipynb #d34760a9
 @patch
 def videos(self:ActionData,
     subset:str, # of the annotation
@@ -178,6 +179,7 @@ def videos(self:ActionData,
     source = make_source(self.cfg, files, train)
     how = dict(agnostic=d.agnostic, reference=d.reference)
     if train: return ActionClips(self.annotation, list(files), source, d.overlap, tuple(d.length), **how)
+    needed_scores(self.cfg, self.annotation.classes, list(files))
     known = replace(self.annotation, videos=self.annotation.videos | {n: ActionVideo(n, subset) for n in more})
     return ActionWindows(known, list(files), source, d.test_overlap, d.overlap, unknown=more, **how)
 

@@ -10,7 +10,6 @@ import hashlib
 import numpy as np
 import torch
 from fastcore.basics import patch
-from pathlib import Path
 from torch import nn
 from types import SimpleNamespace
 from ...core import CheckpointError
@@ -37,7 +36,7 @@ from .predict import predict_video
 from .rows import verify_rows
 from .scan import ActionScan
 from .scan import candidates
-from .scan import read_video_scores
+from .scan import needed_scores
 from ...train.card import class_names
 from ...train.card import known_facts
 from ...train.feed import to_device
@@ -176,8 +175,8 @@ def predict(self:AdaTAD,
     mine=list, # picks from the list of its videos those that are wanted
 ): # generator
     "→ an `ActionPrediction` for each video, and for one that is damaged its `DataError`"
-    device,c,scores = self.criterion.normalizer.device, self.cfg, None
-    if c.score.video_scores: scores = read_video_scores(Path(c.data_root)/c.score.video_scores, self.names)
+    device,c = self.criterion.normalizer.device, self.cfg
+    scores = needed_scores(c, self.names)
     # where all classes are one, only a classifier of videos knows more names than that
     names = self.classes if scores is None else self.names
     def look(batch): return self.look(to_device(batch, device))
