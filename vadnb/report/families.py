@@ -141,15 +141,17 @@ def mistakes_of(
 # %% ../../nbs/report/09_families.ipynb #eb99d7f3
 def mistaken(
     run:Run, # a run
-)->tuple: # (row, whose it is in words)
+)->tuple: # (row, whose it is as content of a page)
     "The evaluation whose mistakes are told: that of the test data where there is one, else the best of validation"
     tested = run.evaluation
     if tested and any(k.startswith(CURES) for k in tested['metrics']):
         more = ' '.join(map(str, tested.get('overrides') or ()))
-        return tested['metrics'], f"the test data ({tested.get('checkpoint', 'unknown checkpoint')}{more and ', '+more})"
+        of = tested.get('checkpoint', 'unknown checkpoint')+(more and f', {more}')
+        return tested['metrics'], f'the test data ({of})'
     best = best_and_last(run)[1]
-    return best, 'the validation data ({} {:g}); `vadnb eval` tells those of the test data'.format(*epoch_or_step(best)) \
-        if best else ''
+    if not best: return best, ''
+    word,at = epoch_or_step(best)
+    return best, [f'the validation data ({word} {at:g}); ', tag('code', 'vadnb eval'), ' tells those of the test data']
 
 def mistakes_section(
     run:Run, # a run
@@ -169,4 +171,4 @@ def mistakes_section(
                   table(['mistake', 'how often', f'{words(metric)} without it'], rows, numbers=(1, 2))]
     if not parts: return None
     hint = tag('p', 'Gains do not add up, because one mistake hides another.', class_='small')
-    return section('mistakes', 'What goes wrong', tag('p', f'Measured on {whose}.'), parts, hint)
+    return section('mistakes', 'What goes wrong', tag('p', 'Measured on ', whose, '.'), parts, hint)

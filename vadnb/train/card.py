@@ -74,8 +74,8 @@ def known_facts(
     if not isinstance(facts, dict):
         raise CheckpointError(f'facts: must be a mapping, found {facts!r:.60}; take the card from the run again')
     if strange := [k for k in facts if k not in names]:
-        raise CheckpointError(f"facts.{strange[0]!s:.60}: is unknown; this system knows {', '.join(names)}; take the card "
-                              'from the run again, or the version of vadnb that wrote it')
+        raise CheckpointError(f"facts.{strange[0]!s:.60}: is unknown; this system knows {', '.join(names)}; take the "
+                              'card from the run again, or the version of vadnb that wrote it')
     return facts
 
 def class_names(

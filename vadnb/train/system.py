@@ -132,7 +132,6 @@ class System(nn.Module):
     def idle(self): return () # names of parameters that rightly get no gradient from the batches of this step
     def rows(self, data): return [] # (what, whether it holds, detail) for `vadnb verify`, beside those of the data
     def graph(self): return None # (module, tuple of example inputs) for TensorBoard's graph page
-
     def check_calibration(self): "Raise `CheckpointError` where `calibration` is none that a scan can have found out"
 
     def check_provenance(self, known, where):
@@ -212,6 +211,7 @@ class TrainConfig:
 
     def __post_init__(self): check_rules(self, TRAIN_RULES, 'train')
 
+# %% ../../nbs/train/47_system.ipynb #60fe702a
 @dataclass(kw_only=True)
 class RunConfig:
     "The top of every system's configuration"

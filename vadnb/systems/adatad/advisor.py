@@ -24,8 +24,9 @@ def window_words(
     d = cfg.data
     if cfg.features.folder: what = f'{d.window} positions of one feature each'
     else: what = clip_words(d.window, d.frames_per_position, cfg.model.frames)
-    if d.whole: return (f'{what}, spread over each whole video: a position lasts {seconds/d.window:.2f} s of a video of '
-                        f'median length ({seconds:.0f} s)')
+    if d.whole:
+        return (f'{what}, spread over each whole video: a position lasts {seconds/d.window:.2f} s of a video of '
+                f'median length ({seconds:.0f} s)')
     every = f"{what}; a position every {f'{d.stride} source frames' if d.stride>1 else 'source frame'}"
     if math.isnan(fps): return every
     return f'{every}, so a window lasts {d.window*d.stride/fps:.1f} s at {fps:.4g} frames per second'
@@ -258,8 +259,8 @@ def epoch_words(
     forward,step = window_work(cfg, classes)
     work,source = len(frames)*step, source_frames(cfg, frames)
     plan = f', {lasting(2*work/1e14)} where 100 TFLOP/s are reached' if device.endswith('cpu') else ''
-    res = (f'{len(frames)} windows of {operations(forward)} forward, {operations(work)} per epoch: {lasting(work/rate)} on '
-           f'{device}, which multiplies large matrices at {operations(rate)}/s{plan}')
+    res = (f'{len(frames)} windows of {operations(forward)} forward, {operations(work)} per epoch: '
+           f'{lasting(work/rate)} on {device}, which multiplies large matrices at {operations(rate)}/s{plan}')
     if cfg.features.folder: return f'{res}; nothing is decoded; expected: {lasting(work/rate)} or more'
     if math.isnan(source): return f'{res}; how many frames are decoded is not known without the videos'
     res = f'{res}; up to {source:,.0f} source frames are decoded'
@@ -268,5 +269,5 @@ def epoch_words(
     wait = source/decoding/max(n, 1)
     who = f'{n} loading processes' if n>1 else 'a loading process' if n else 'the training process itself'
     total = max(wait, work/rate) if n else wait+work/rate
-    return (f'{res}{", once, then kept" if cfg.cache.use else ""}: {lasting(wait)} by {who} at {decoding:,.0f} frames per '
-            f'second each; expected: {lasting(total)} or more{kept}')
+    return (f'{res}{", once, then kept" if cfg.cache.use else ""}: {lasting(wait)} by {who} at {decoding:,.0f} '
+            f'frames per second each; expected: {lasting(total)} or more{kept}')

@@ -154,18 +154,6 @@ def strangers(self:ActionData)->dict: # name → file
                         'alarms')
     return res
 
-# %% ../../../nbs/systems/adatad/01_data.ipynb #eb5a4d52
-@patch
-def stranger_rows(self:ActionData)->list: # of (what, whether it holds, detail)
-    "Videos that the annotation does not name, and what happens to them"
-    d = self.cfg.data
-    try: more = self.strangers()
-    except DataError as e: return [('unknown videos', False, str(e))]
-    if not more: return []
-    what = 'are looked at in testing, for false alarms' if self.cfg.score.unknown=='count' else 'are not looked at'
-    return [('unknown videos', True, f'{len(more)} below {d.videos} are not in the annotation, such as '
-             f'{next(iter(more))}, and {what} (score.unknown)')]
-
 # %% ../../../nbs/systems/adatad/01_data.ipynb #d34760a9
 @patch
 def videos(self:ActionData,
@@ -238,7 +226,8 @@ def decoding_row(
     if not isinstance(items.source, VideoSource): says = 'have features that fit the annotation'
     row = readable_row(what, items, f'all {len(items.videos)} videos {says}', skip)
     notes = [n for v in items.videos for n in items.source.lay(v).notes] if row[1] else []
-    return (*row[:2], row[2]+(f'; {notes[0]}' if notes else '')+(f'; and {len(notes)-1} more such' if notes[1:] else ''))
+    more = f'; and {len(notes)-1} more such' if notes[1:] else ''
+    return (*row[:2], row[2]+(f'; {notes[0]}' if notes else '')+more)
 
 def dropped_rows(
     annotation, # `ActionAnnotation`
@@ -248,6 +237,18 @@ def dropped_rows(
     named = [f"{video}{f' {event[0]} {event[1]:g} to {event[2]:g} s' if event else ''}: {why}"
              for video,event,why in annotation.dropped]
     return [('left out', None, '; '.join(named[:4])+(f'; and {len(named)-4} more' if len(named)>4 else ''))]
+
+# %% ../../../nbs/systems/adatad/01_data.ipynb #eb5a4d52
+@patch
+def stranger_rows(self:ActionData)->list: # of (what, whether it holds, detail)
+    "Videos that the annotation does not name, and what happens to them"
+    d = self.cfg.data
+    try: more = self.strangers()
+    except DataError as e: return [('unknown videos', False, str(e))]
+    if not more: return []
+    what = 'are looked at in testing, for false alarms' if self.cfg.score.unknown=='count' else 'are not looked at'
+    return [('unknown videos', True, f'{len(more)} below {d.videos} are not in the annotation, such as '
+             f'{next(iter(more))}, and {what} (score.unknown)')]
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #aed640b2
 @patch

@@ -200,7 +200,7 @@ def truth(self:ActionScan)->dict: # video → list of (label, start, end), secon
 
 @patch
 def metrics(self:ActionScan)->dict:
-    "→ 'map/0.5', 'map/mean', 'recall/0.5@1x', baselines beside them; mistakes and their cures; of a test set also details"
+    "→ 'map/0.5', 'map/mean', 'recall/0.5@1x', baselines beside them; mistakes and cures; of a test set details"
     s,found,truth = self.cfg.score, self.detections(), self.truth()
     lost = sorted({*truth}-{*found})
     if lost:

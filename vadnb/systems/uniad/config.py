@@ -113,8 +113,8 @@ CONFLICTS = [
         "'model.backbone_weights' is set but 'model.pretrained' is false, so nothing would read it; set one of them"),
     (lambda c: c.train.on_bad_sample=='skip' and reads_all(c),
         lambda c: "'train.on_bad_sample' is skip, and "
-        f"{f'data.cache {c.data.cache}' if c.data.cache in ('memory', 'disk') else 'model.start data'} has to read every "
-        "image before training; set 'data.cache' to off and 'model.start' to xavier, or repair the images"),
+        f"{f'data.cache {c.data.cache}' if c.data.cache in ('memory', 'disk') else 'model.start data'} has to read "
+        "every image before training; set 'data.cache' to off and 'model.start' to xavier, or repair the images"),
     (lambda c: c.data.cache not in ('auto', 'disk') and c.data.cache_folder,
         lambda c: f"'data.cache_folder' is set but 'data.cache' is {c.data.cache}, so nothing would be written there; "
         "remove one of them"),
