@@ -153,6 +153,7 @@ def mistaken(
     word,at = epoch_or_step(best)
     return best, [f'the validation data ({word} {at:g}); ', tag('code', 'vadnb eval'), ' tells those of the test data']
 
+# %% ../../nbs/report/09_families.ipynb #a14556b1
 def mistakes_section(
     run:Run, # a run
 )->Html: # the section, or None where no evaluation knows
