@@ -58,7 +58,7 @@ def test_hard_negatives_of_fgclip():
 world = adatad_tests.world
 
 @pytest.mark.parametrize('more', [(), ('--detector.abs_position', 'true', '--detector.max_seq_len', 40, '--detector.attention', '[9]', '--loss.reg_weight', 0),
-                                  ('--data.size', '[24,40]', '--data.short_side', 40, '--model.frozen', 'true', '--train.gradient_checkpointing', 'true')])
+                                  ('--data.size', '[24,40]', '--model.patch_size', '8', '--data.short_side', 40, '--model.frozen', 'true', '--train.gradient_checkpointing', 'true')])
 def test_a_step_and_a_pass_of_adatad(world, tmp_path, more):
     "One position per frame and a tubelet of two, so that features are stretched in time"
     cfg = adatad_tests.config(world, tmp_path, 'bits', '--augment.use', 'true', '--augment.operations', 9, *map(str, more))
