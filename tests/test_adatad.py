@@ -1,5 +1,5 @@
 "The whole of adatad in a very small world: train, stop, resume with twice the batch, evaluate, predict, report; bad input; two processes; real clips"
-import json, shutil, warnings
+import json, re, shlex, shutil, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
@@ -77,11 +77,21 @@ def test_a_run_predicts_a_raw_video_and_says_what_it_reports(run, world, tmp_pat
     few, = (load_run(run, overrides=['--train.valid_batch_size', '1'])[0]).predict(video)
     np.testing.assert_allclose(whole.segments, few.segments, atol=1e-4)
 
-def test_a_run_has_a_report(run):
-    code,_,err = vadnb('report', '--run', run)
-    assert code==0, err
-    page = (run/'report.html').read_text()
-    assert 'map/mean' in page or 'map' in page
+def test_a_run_has_a_report_that_says_what_goes_wrong(run, tmp_path):
+    "Of the validation data, before and after the test data were measured; each mistake with the mAP that its cure would give"
+    own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
+    (own/'eval.json').unlink(missing_ok=True)
+    def section():
+        code,_,err = vadnb('report', '--run', own)
+        assert code==0, err
+        return re.search('(?s)<section id="mistakes">.*?</section>', (own/'report.html').read_text())[0]
+    page = section()
+    assert 'Measured on the validation data (epoch' in page
+    for kind in ('missed', 'wrong class', 'badly placed', 'duplicate', 'background'): assert f'<td>{kind}</td>' in page
+    best = [r for r in read_rows(own) if r['kind']=='valid'][-1]
+    assert all(best[f'cure/map/0.5/{k}']>=0 for k in ('missed', 'background')) and best['cure/map/0.5/missed']>=best['map/0.5']
+    vadnb('eval', '--run', own)
+    assert 'Measured on the test data (step-00000' in section()
 
 def test_a_prediction_has_the_scores_that_evaluation_has(world, tmp_path):
     "Of a network that names nothing, whose segments a classifier of whole videos names"
@@ -225,6 +235,38 @@ def test_what_cannot_be_is_said_in_one_line(world, tmp_path, more, says):
     code,_,err = vadnb('train', '--config', 'adatad_demo', *words(world, tmp_path, 'bad', *more))
     assert code==2 and says in err and len(err.strip().splitlines())==1
     assert not (tmp_path/'bad'/'checkpoints').exists()
+
+def advice(world, folder, *more):
+    "What `vadnb verify` says, by row"
+    code,out,err = vadnb('verify', '--config', 'adatad_demo', *words(world, folder, 'advised', *more))
+    rows = [re.match('(ok|warn|FAIL) +(\\w+(?: \\w+)?)  +(.*)', l) for l in out.splitlines()]
+    return code, {m[2]: (m[1], m[3]) for m in rows if m}, out
+
+def test_weights_that_are_missing_hide_no_advice_and_what_is_proposed_can_be_pasted(world, tmp_path):
+    lost = '--model.pretrained', 'true', '--model.weights', 'missing.pth'
+    code,found,_ = advice(world, tmp_path, *lost)
+    assert code==1 and found['weights']==('FAIL', 'missing.pth: no such file or folder of weights; check the path')
+    assert [k for k,(ok,_) in found.items() if ok=='FAIL']==['weights']
+    assert {'annotation', 'model', 'memory', 'window', 'actions', 'proposal', 'epoch', 'steps', 'one batch'}<=found.keys()
+    assert '64 positions x 1 frame each = 64 frames = 4 chunks of 16' in found['window'][1]
+    options = shlex.split(found['proposal'][1].partition(' (then')[0])
+    assert {'--data.window', '--data.stride', '--detector.arch', '--detector.ranges'}<={*options}
+    code,again,out = advice(world, tmp_path, *options)
+    assert code==0 and again['proposal'][1]==found['proposal'][1], out
+
+def test_advice_speaks_of_what_there_is(world, tmp_path):
+    "Whole videos have no stride, features no frames and no chunks; without a video the annotation tells"
+    _,whole,out = advice(world, tmp_path, '--data.whole', 'true', '--data.frames_per_position', 2)
+    assert '64 positions x 2 frames each = 128 frames = 8 chunks of 16, spread over each whole video' in whole['window'][1]
+    frames = sum(v['frame'] for v in json.loads(world.annotation.read_text())['database'].values() if v['subset']=='training')
+    assert f'up to {frames} source frames' in whole['epoch'][1] and '--data.stride' not in out and '--detector.ranges' in whole['proposal'][1]
+    for n in world.names('training')+world.names('validation')+world.names('test'):
+        np.save(tmp_path/f'{n}.npy', np.zeros((json.loads(world.annotation.read_text())['database'][n]['frame']//2, 6), np.float16))
+    code,features,out = advice(world, tmp_path, '--features.folder', tmp_path, '--features.channels', 6, '--features.clip', 2, '--data.stride', 2)
+    assert code==0 and '64 positions of one feature each' in features['window'][1] and 'nothing is decoded' in features['epoch'][1]
+    assert 'chunk' not in out and 'frames_per_position' not in out and '--data.stride' not in out
+    code,nothing,_ = advice(world, tmp_path, '--data.videos', 'nowhere')
+    assert code==1 and [k for k,(ok,_) in nothing.items() if ok=='FAIL']==['train videos'] and nothing['proposal'][0]=='ok'
 
 def changed(world, folder, change):
     "A copy of the annotation in which one video is another"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCKS', 'VadnbError', 'ConfigError', 'DataError', 'VideoError', 'CheckpointError', 'DeviceError', 'DataWarning',
-           'MetricWarning', 'did_you_mean', 'is_whole', 'is_number', 'read_text', 'read_json', 'yaml_fault',
+           'MetricWarning', 'did_you_mean', 'joined', 'is_whole', 'is_number', 'read_text', 'read_json', 'yaml_fault',
            'read_yaml', 'unwritten', 'write_atomic', 'write_json', 'sync_folder', 'append_jsonl', 'read_jsonl',
            'inside', 'set_seed', 'pick_device']
 
@@ -42,6 +42,15 @@ def did_you_mean(
         return difflib.SequenceMatcher(None, *pair).ratio()
     near = max(known, key=alike, default=None)
     return f"; did you mean '{near}'?" if near and alike(near)>=.5 else ''
+
+# %% ../nbs/00_core.ipynb #5f3f22b3
+def joined(
+    names, # iterable of words
+    last:str='and', # before the last one: and, or
+)->str:
+    "'a', 'a and b', 'a, b and c'"
+    *most,end = [str(n) for n in names]
+    return f"{', '.join(most)} {last} {end}" if most else end
 
 # %% ../nbs/00_core.ipynb #5c68316e
 def is_whole(

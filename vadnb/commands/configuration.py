@@ -21,6 +21,7 @@ from ..config import find_config
 from ..config import flatten
 from ..config import to_yaml
 from ..core import ConfigError
+from ..core import joined
 from ..core import VadnbError
 from ..core import read_yaml
 
@@ -64,7 +65,7 @@ def refuse_foreign(
     if '.' in option or option in config_keys(config_class(system)): return
     owners = [k for k,options in offering(what).items() if option in options]
     if owners:
-        raise ConfigError(f"command line: '--{option}' belongs to {' and '.join(owners)}, and nothing in {system} "
+        raise ConfigError(f"command line: '--{option}' belongs to {joined(owners)}, and nothing in {system} "
                           'would read it; remove it')
 
 def offered_words(

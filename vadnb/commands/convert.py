@@ -14,6 +14,7 @@ from .words import option_names
 from .words import parameter_comments
 from ..core import ConfigError
 from ..core import did_you_mean
+from ..core import joined
 
 # %% ../../nbs/commands/03_convert.ipynb #a325a059
 def converters()->dict: # kind → function
@@ -33,7 +34,7 @@ def check_options(
         if key in own: continue
         owners = [k for k,f in kinds.items() if key in option_names(f)]
         if owners:
-            raise ConfigError(f"command line: '--{key}' belongs to {' and '.join(owners)}, and nothing in {what} would "
+            raise ConfigError(f"command line: '--{key}' belongs to {joined(owners)}, and nothing in {what} would "
                               'read it; remove it')
         raise ConfigError(f"command line: unknown option '{word}'{did_you_mean(key, own)}")
 

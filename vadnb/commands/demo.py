@@ -17,6 +17,7 @@ from .words import quiet
 from ..config import config_changes
 from ..core import ConfigError
 from ..core import did_you_mean
+from ..core import joined
 from ..core import read_yaml
 
 # %% ../../nbs/commands/04_demo.ipynb #87e3c625
@@ -80,7 +81,7 @@ def demo(
     demos = offering('DEMO')
     if only in system_names(): needed_offer(only, 'DEMO', 'demos')
     if only and only not in demos:
-        raise ConfigError(f"command line: '--only' is {only}; use {' or '.join(demos)}{did_you_mean(only, demos)}")
+        raise ConfigError(f"command line: '--only' is {only}; use {joined(demos, 'or')}{did_you_mean(only, demos)}")
     quiet()
     configs = demo_configs(demos, [only] if only else list(demos), folder, name, overrides)
     from vadnb.report.report import write_overview

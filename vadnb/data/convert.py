@@ -11,8 +11,8 @@ import re, warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
-from ..core import ConfigError, DataError, DataWarning, did_you_mean, is_number, is_whole, read_json, read_text
-from ..core import write_json
+from ..core import ConfigError, DataError, DataWarning, did_you_mean, is_number, is_whole, joined, read_json
+from ..core import read_text, write_json
 from .annotation import AnnotatedVideo, video_name
 from .plain_pickle import read_plain_pickle
 from .tracks import check_box, check_fields
@@ -236,7 +236,7 @@ def box_tracks(
 )->list: # regions without caption
     "Regions as `Track.from_region` reads them"
     if hidden not in GAPS:
-        raise ConfigError(f"hidden: '{hidden}' is unknown; use {' or '.join(GAPS)}{did_you_mean(hidden, GAPS)}")
+        raise ConfigError(f"hidden: '{hidden}' is unknown; use {joined(GAPS, 'or')}{did_you_mean(hidden, GAPS)}")
     before_gap = np.append(np.diff(frames)>gap, True)       # the last keyframe stands before the end
     starts = np.flatnonzero(np.append(True, before_gap[:-1])) if hidden=='split' else [0]
     res = []

@@ -17,6 +17,7 @@ from ..config import find_config
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import did_you_mean
+from ..core import joined
 from ..core import read_yaml
 
 # %% ../../nbs/systems/59_registry.ipynb #e7de00d4
@@ -115,7 +116,7 @@ def needed_offer(
     "What a command cannot do without; raises `ConfigError` with the systems that have it"
     found,have = offer(name, what), [n for n in offering(what) if n!=name]
     if found is None:
-        who = f"{' and '.join(have)} {'have' if have[1:] else 'has'} them" if have else 'no system has them'
+        who = f"{joined(have)} {'have' if have[1:] else 'has'} them" if have else 'no system has them'
         raise ConfigError(f'{name} has no {words}; {who}')
     return found
 
