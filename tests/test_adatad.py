@@ -87,7 +87,7 @@ def test_a_run_has_a_report_that_says_what_goes_wrong(run, tmp_path):
         return re.search('(?s)<section id="mistakes">.*?</section>', (own/'report.html').read_text())[0]
     page = section()
     assert 'Measured on the validation data (epoch' in page
-    for kind in ('missed', 'wrong class', 'badly placed', 'duplicate', 'background'): assert f'<td>{kind}</td>' in page
+    for kind in ('missed', 'wrong class', 'badly placed', 'duplicate', 'background'): assert f'>{kind}<' in page
     best = [r for r in read_rows(own) if r['kind']=='valid'][-1]
     assert all(best[f'cure/map/0.5/{k}']>=0 for k in ('missed', 'background')) and best['cure/map/0.5/missed']>=best['map/0.5']
     vadnb('eval', '--run', own)
