@@ -53,7 +53,8 @@ def loss_terms(
     keep = labels!=ignore_index
     at,logits = labels.long().masked_fill(~keep, 0), at_least_float32(logits)
     minus = -torch.where(keep[:,None], logits, 0).log_softmax(-1)
-    own,of_class = minus.gather(1, at[:,None])[:,0], minus.new_ones(1) if weight is None else weight.to(minus.device, minus.dtype)
+    own,of_class = minus.gather(1, at[:,None])[:,0], minus.new_ones(1)
+    if weight is not None: of_class = weight.to(minus.device, minus.dtype)
     w = of_class.expand(minus.shape[1])[at]
     cost = w*own
     if smoothing: cost = (1-smoothing)*cost+smoothing*(minus*of_class).mean(-1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['checked_labels', 'checked_scores', 'label_ranks', 'topk_accuracy', 'predicted', 'confusion_matrix', 'class_accuracy',
            'mean_class_accuracy', 'hardest_classes', 'most_confused', 'softmax', 'first_views', 'average_views',
-           'reliability', 'calibration_error', 'fit_temperature', 'with_temperature']
+           'reliability', 'calibration_error', 'log_probabilities', 'fit_temperature', 'with_temperature']
 
 # %% ../../nbs/metrics/54_classification.ipynb #4c78fc15
 import warnings
@@ -203,6 +203,13 @@ def calibration_error(
     n,sure,right = reliability(probabilities, labels, bins)
     return float((n*np.nan_to_num(np.abs(sure-right))).sum()/n.sum())
 
+# %% ../../nbs/metrics/54_classification.ipynb #a1b70719
+def log_probabilities(
+    probabilities, # (N, C), tensor or array
+)->np.ndarray: # (N, C) float64, finite
+    "Logits of probabilities"
+    return np.log(np.maximum(_array(probabilities).astype(np.float64), np.finfo(np.float32).smallest_subnormal))
+
 # %% ../../nbs/metrics/54_classification.ipynb #9532d3bd
 def fit_temperature(
     logits, # or logarithms of probabilities, (N, C)
@@ -211,8 +218,6 @@ def fit_temperature(
     "The temperature under which labels are likeliest. Raises `DataError`"
     z,y = checked_scores(logits, labels)
     z = z-z.max(1, keepdims=True)
-    # a probability that is 0 in float32 may have been e^-104
-    z[np.isneginf(z)] = min(-104., z[np.isfinite(z)].min())
     own = np.take_along_axis(z, y[:,None], 1)[:,0]
     if not own.any() or z.mean()>=own.mean():
         why = 'score no better than other classes' if own.any() else 'all score highest, and the surer the better'
@@ -238,4 +243,4 @@ def with_temperature(
     "Probabilities as logits divided by a temperature would give them"
     if not 0<temperature<np.inf:
         raise ConfigError(f'temperature: {temperature!r} must be a number above 0')
-    with np.errstate(divide='ignore'): return _like(softmax(np.log(_array(probabilities))/temperature), probabilities)
+    return _like(softmax(log_probabilities(probabilities)/temperature), probabilities)

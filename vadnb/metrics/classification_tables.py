@@ -13,6 +13,7 @@ from .classification import checked_labels
 from .classification import checked_scores
 from .classification import class_accuracy
 from .classification import confusion_matrix
+from .classification import log_probabilities
 from .classification import mean_class_accuracy
 from .classification import predicted
 from .classification import topk_accuracy
@@ -61,8 +62,7 @@ def classification_metrics(
     confusion = confusion_matrix(predicted(p), y, C)
     for over,end in (('labels', ''), ('all', '_all_classes'), ('mmaction2', '_mmaction2')):
         res[f'mean_class_accuracy{end}'] = mean_class_accuracy(confusion, over)
-    least = np.finfo(np.float32).tiny
-    res['cross_entropy'] = float(-np.log(p[np.arange(len(y)),y].clip(least)).mean())
+    res['cross_entropy'] = float(-log_probabilities(p)[np.arange(len(y)),y].mean())
     return res | {'calibration_error': calibration_error(p, y)} | trivial_answers(y, C, counts)
 
 def class_metrics(

@@ -89,8 +89,8 @@ def check_rows(self:ClassPrediction):
     self.classes,self.probabilities,self.spans = self.layer.classes, self.layer.probabilities, self.layer.spans
     off = np.abs(self.probabilities.sum(1, dtype=np.float64)-1)
     if off.max()>1e-3:
-        raise DataError(f'{self.name}: the probabilities of row {off.argmax()} are {off.max():.3g} away from a sum of 1; '
-                        'give a softmax')
+        raise DataError(f'{self.name}: the probabilities of row {off.argmax()} are {off.max():.3g} away from a sum of '
+                        '1; give a softmax')
     if self.spans!=sorted(self.spans):
         raise DataError(f'{self.name}: rows must be in order of time')
     if self.true_class is not None and self.true_class not in self.classes:

@@ -7,12 +7,12 @@ __all__ = ['ClassTemperature', 'class_temperature', 'as_temperature']
 
 # %% ../../nbs/results/22_temperature.ipynb #99056826
 from dataclasses import dataclass
-import numpy as np
 from ..core import ConfigError
 from ..core import is_number
 from ..metrics.classification import calibration_error
 from ..metrics.classification import checked_scores
 from ..metrics.classification import fit_temperature
+from ..metrics.classification import log_probabilities
 from ..metrics.classification import with_temperature
 from ..plots import short
 from .fields import from_kept
@@ -37,8 +37,9 @@ class ClassTemperature:
 
     def says(self)->str: # a sentence without full stop
         "The temperature in words"
+        off = f'{self.error_after:.3f} on average, {self.error_before:.3f} without it (expected calibration error)'
         return (f'temperature {short(self.temperature)}: on {self.samples} videos of {self.of}, probabilities are off '
-                f'by {self.error_after:.3f} on average, {self.error_before:.3f} without it (expected calibration error)')
+                f'by {off}')
 
 # %% ../../nbs/results/22_temperature.ipynb #7af0636a
 def class_temperature(
@@ -48,7 +49,7 @@ def class_temperature(
 )->ClassTemperature:
     "Fitted to videos whose class is known; 1, with `MetricWarning`, where none fits. Raises `DataError`"
     p,y = checked_scores(probabilities, labels)
-    with np.errstate(divide='ignore'): T = fit_temperature(np.log(p), y)
+    T = fit_temperature(log_probabilities(p), y)
     return ClassTemperature(T, calibration_error(p, y), calibration_error(with_temperature(p, T), y), len(y), of)
 
 def as_temperature(
