@@ -162,17 +162,19 @@ def adapter_tensors(
 
 # %% ../../nbs/models/34_lora.ipynb #2c8ef033
 def adapter_config(
-    options:LoraOptions, # what the adapters are made of
+    options:LoraOptions|None, # what the adapters are made of; None: there are none, only rows of tokens
     base:str|None=None, # name or folder of the model they were trained on
     tokens=(), # ids whose rows of the embedding lie in the file, too
     architecture:dict|None=None, # peft's `auto_mapping`: the class of the model and its module
 )->dict: # what `adapter_config.json` holds
     "The configuration that peft reads"
     def plain(v): return v if v is None or isinstance(v, str) else list(v)
+    told = dict(task_type=None, inference_mode=True, base_model_name_or_path=base, auto_mapping=architecture)
+    if options is None:
+        return dict(told, peft_type='TRAINABLE_TOKENS', target_modules=['embed_tokens'], token_indices=list(tokens))
     alpha = int(options.alpha) if options.alpha==int(options.alpha) else options.alpha
-    return dict(peft_type='LORA', task_type=None, inference_mode=True, base_model_name_or_path=base, auto_mapping=architecture,
-                r=options.rank, lora_alpha=alpha, lora_dropout=options.dropout, use_dora=options.dora,
-                use_rslora=options.rslora, target_modules=plain(options.targets), exclude_modules=plain(options.exclude),
+    return dict(told, peft_type='LORA', r=options.rank, lora_alpha=alpha, lora_dropout=options.dropout,
+                use_dora=options.dora, use_rslora=options.rslora, target_modules=plain(options.targets), exclude_modules=plain(options.exclude),
                 rank_pattern=dict(options.ranks), alpha_pattern=dict(options.alphas), bias='none', fan_in_fan_out=False,
                 init_lora_weights=True, modules_to_save=None,
                 trainable_token_indices={'embed_tokens': list(tokens)} if tokens else None)
@@ -187,10 +189,11 @@ HELD = dict(r='rank', lora_alpha='alpha', lora_dropout='dropout', use_dora='dora
 def read_options(
     config:dict, # what an `adapter_config.json` holds
     where:str='adapter_config.json', # for messages
-)->LoraOptions: # as it was trained
+)->LoraOptions|None: # as it was trained; None: rows of tokens and no adapters
     "The options of an adapter that somebody saved. Raises `CheckpointError` for what is no LoRA or DoRA of matrices"
-    if not isinstance(config, dict) or config.get('peft_type')!='LORA':
-        kind = config.get('peft_type') if isinstance(config, dict) else type(config).__name__
+    kind = config.get('peft_type') if isinstance(config, dict) else type(config).__name__
+    if kind=='TRAINABLE_TOKENS': return
+    if kind!='LORA':
         raise CheckpointError(f"{where}: 'peft_type' must be LORA, found {kind!r}; other adapters are not read")
     off = lambda k, v: v in (None, False, 'none') or v in ([], {})
     for key,value in config.items():
@@ -219,6 +222,7 @@ def legacy(
     "The path of then"
     return re.sub(r'^model\.visual\.', 'visual.', re.sub(r'^model\.language_model\.', 'model.', path))
 
+# %% ../../nbs/models/34_lora.ipynb #0b4304fa
 def meant(
     model:nn.Module, # without adapters
     options:LoraOptions, # from a file, for paths of today or of then
