@@ -9,8 +9,8 @@ __all__ = ['BLOCKED', 'reference_windows', 'window_rows', 'shares_inside', 'rand
 # %% ../../nbs/data/25_thumos.ipynb #03bc15dc
 from dataclasses import replace
 import numpy as np
-from .actions import ActionAnnotation
-from .actions import read_actions
+from .segments import ActionAnnotation
+from .segments import read_actions
 from .sampling import sliding_windows
 from .time_grid import positions_of
 

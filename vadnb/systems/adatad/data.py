@@ -17,7 +17,7 @@ from ...core import VadnbError
 from ...data.action_clips import ActionClips
 from ...data.action_clips import ActionWindows
 from ...data.action_clips import collate
-from ...data.actions import read_actions
+from ...data.segments import read_actions
 from ...data.augmentation import ClipAugmentation
 from ...data.clip_frames import VideoSource
 from ...data.decode_cache import DecodeCache

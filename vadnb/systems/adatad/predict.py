@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from ...core import ConfigError
 from ...data.action_clips import ActionWindows
-from ...data.actions import ActionAnnotation
-from ...data.actions import ActionVideo
+from ...data.segments import ActionAnnotation
+from ...data.segments import ActionVideo
 from ...metrics.candidates import merge_windows
 from ...results.actions import ActionPrediction
 from ...results.segment_threshold import as_threshold
