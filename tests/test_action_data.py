@@ -14,7 +14,7 @@ from vadnb.data.clip_views import FrameSampling
 from vadnb.data.patches import normalised, patch_rows, patchify, resize_frames, size_steps, smart_resize
 from vadnb.data.sampling import crop_boxes, dense_views, fps_indices, linspace_indices, make_even, segment_views, uniform_indices
 from vadnb.data.video import VideoReader
-from vadnb.train.feed import DrawnSamples
+from vadnb.train.samples import DrawnSamples
 
 def golden(shared, name): return json.loads((shared/f'golden/action_cls/{name}.json').read_text())
 def case(shared, number): return json.loads((shared/f'cases/action_cls/case_{number:02}.json').read_text())

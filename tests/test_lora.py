@@ -199,6 +199,8 @@ def test_plain_peft_reads_what_is_written(base, tmp_path, options):
     place = written(qwen, tmp_path/'checkpoint')
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
+        # peft says so of every row of a tied embedding without adapters; the row is in the embedding, where it was trained
+        if options is None: warnings.filterwarnings('ignore', 'Model has `tie_word_embeddings=True`')
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, local_files_only=True)
         theirs = PeftModel.from_pretrained(model, place).eval()
     batch = clip_batch(qwen)
@@ -253,7 +255,7 @@ def test_a_tensor_without_a_place_and_a_place_without_a_tensor(base, tmp_path):
     tensors = load_file(file)
     first = next(k for k in tensors if 'lora_B' in k)
     for held,says in (({k: v for k,v in tensors.items() if k!=first}, f'places without a tensor: 1 ({first})'),
-                      (tensors|{'base_model.model.model.language_model.layers.7.mlp.up_proj.lora_A.weight': tensors[first]}, 'tensors without a place: 1 (base'),
+                      (tensors|{'base_model.model.model.language_model.layers.7.mlp.up_proj.lora_A.weight': tensors[first].clone()}, 'tensors without a place: 1 (base'),
                       (tensors|{first: tensors[first][:,:2]}, 'tensors of other shapes: 1')):
         save_file({k: v.contiguous() for k,v in held.items()}, file)
         with pytest.raises(CheckpointError) as e: QwenVL.from_folder(base).load_adapter(place)

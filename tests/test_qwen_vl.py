@@ -268,7 +268,7 @@ def test_a_trained_tower_gets_gradients_and_a_frozen_one_keeps_no_graph(base):
     with torch.no_grad(): assert not qwen.visual_tokens(clips(qwen))[0].requires_grad
 
 @pytest.mark.parametrize('change,says', [
-    (lambda b: b|dict(video_grid_thw=b['video_grid_thw'][:1]), 'have no grid'), (lambda b: b|dict(pixel_values_videos=b['pixel_values_videos'][1:]), 'rows, and the grids have'),
+    (lambda b: b|{k: b[k][:1] for k in ('video_grid_thw', 'second_per_grid')}, 'have no grid'), (lambda b: b|dict(pixel_values_videos=b['pixel_values_videos'][1:]), 'rows, and the grids have'),
     (lambda b: b|dict(input_ids=b['input_ids'].masked_fill(b['input_ids']==264, 9)), 'has 0 action tokens'),
     (lambda b: b|dict(input_ids=torch.cat([b['input_ids'][:,:1]*0+264, b['input_ids'][:,1:]], 1)), 'has 2 action tokens; exactly one'),
     (lambda b: b|dict(second_per_grid=torch.ones(5)), 'second_per_grid: has 5 values'), (lambda b: b|dict(video_grid_thw=b['video_grid_thw']+torch.tensor([1,0,0])), 'must not be cut')])
@@ -280,7 +280,8 @@ def test_a_batch_that_does_not_fit_is_refused(base, change, says):
 def test_checkpointing_recomputes_blocks_and_changes_nothing(base):
     qwen = QwenVL.from_folder(base).adapt(LoraOptions(rank=4, dropout=.1)).train()
     ran = []
-    qwen.language.layers[0].mlp.register_forward_hook(lambda *a: ran.append(1))
+    # before it runs: recomputation stops at the last tensor that is needed, inside of it
+    qwen.language.layers[0].mlp.register_forward_pre_hook(lambda *a: ran.append(1))
     def grads():
         torch.manual_seed(0); ran.clear(); qwen.zero_grad(); qwen.rows(clips(qwen)).square().sum().backward()
         return [p.grad.clone() for ps in qwen.groups().values() for p in ps],len(ran)
@@ -300,7 +301,10 @@ def test_class_names_are_weighed_together_as_one_by_one(base):
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
     assert together.shape==(1, 3) and (together<0).all()
 
-def test_on_a_gpu_it_is_the_same(base, on_cuda):
+def test_on_a_gpu_it_is_the_same(base, on_cuda, monkeypatch):
+    # a constant that transformers makes on the device itself asks for a driver before anybody can pretend one
+    made = torch.tensor
+    monkeypatch.setattr(torch, 'tensor', lambda *a, device=None, **kw: made(*a, **kw) if device is None else made(*a, **kw).to(device))
     qwen = QwenVL.from_folder(base).adapt(LoraOptions(rank=4, dora=True)).unfreeze(merger=True)
     batch = clips(qwen, answers=['A dunk.', 'A door.'])
     def values(qwen, batch):
