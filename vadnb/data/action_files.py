@@ -120,6 +120,7 @@ def form_of(
                                 f'{did_you_mean(k, known)}')
     return Form(**columns, **{k: v for k,v in tags.items() if k in Form.__dataclass_fields__})
 
+# %% ../../nbs/data/38_action_files.ipynb #4356a31f
 def in_own_words(
     row, # of a file
     form:Form, # of that file

@@ -69,7 +69,8 @@ class TokenReader(nn.Module):
         self.visual = nn.Linear(hidden_size, width) if vision and width!=hidden_size else None
         self.blocks = nn.ModuleList(ReaderBlock(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Sequential(nn.Linear(width, middle), nn.GELU(), nn.Dropout(dropout), nn.Linear(middle, num_classes))
+        self.out = nn.Sequential(nn.Linear(width, middle), nn.GELU(), nn.Dropout(dropout),
+                                 nn.Linear(middle, num_classes))
 
     def forward(self, rows, tokens=None):
         x = self.token(rows)[:,None]
@@ -102,7 +103,8 @@ class ActionDecoder(nn.Module):
         deep = decoder_type.startswith('transformer')
         width = (width or hidden_size) if deep else hidden_size
         middle,self.dropout = mlp_hidden_size or width,(.1 if deep else 0.) if dropout is None else dropout
-        for name,n in dict(hidden_size=hidden_size, num_classes=num_classes, mlp_hidden_size=middle, layers=layers).items():
+        sizes = dict(hidden_size=hidden_size, num_classes=num_classes, mlp_hidden_size=middle, layers=layers)
+        for name,n in sizes.items():
             if n<1:
                 raise ConfigError(f'{name}: must be 1 or more, found {n}')
         if deep and width%heads:
@@ -112,20 +114,24 @@ class ActionDecoder(nn.Module):
         if decoder_type=='linear': self.head = nn.Linear(hidden_size, num_classes)
         elif decoder_type=='mlp':
             self.head = nn.Sequential(nn.Linear(hidden_size, middle), nn.GELU(), nn.Linear(middle, num_classes))
-        else: self.head = TokenReader(hidden_size, num_classes, middle, layers, heads, self.dropout, width, decoder_type==DECODERS[2])
+        else: self.head = TokenReader(hidden_size, num_classes, middle, layers, heads, self.dropout, width,
+                                      decoder_type=='transformer')
 
-    def forward(self,
-        rows:Tensor, # (B, hidden_size), of any precision
-        visual:list|None=None, # visual tokens of each sample, (n, hidden_size); only a transformer looks at them
-    )->Tensor: # logits, (B, num_classes) float32
-        "How much speaks for each class. Raises `DataError` for a transformer without visual tokens"
-        with torch.autocast(rows.device.type, enabled=False):
-            rows = rows.float()
-            if self.decoder_type in ('linear', 'mlp'): return self.head(F.dropout(rows, self.dropout, self.training))
-            if self.decoder_type=='transformer_no_vision': return self.head(rows)
-            if visual is None:
-                raise DataError('decoder transformer: is given no visual tokens; use transformer_no_vision, or give them')
-            return self.head(rows, [t.float() for t in visual])
+# %% ../../nbs/models/41_action_decoder.ipynb #c3209f8e
+@patch
+def forward(self:ActionDecoder,
+    rows:Tensor, # (B, hidden_size), of any precision
+    visual:list|None=None, # visual tokens of each sample, (n, hidden_size); only a transformer looks at them
+)->Tensor: # logits, (B, num_classes) float32
+    "How much speaks for each class. Raises `DataError` for a transformer without visual tokens"
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = rows.float()
+        if self.decoder_type in ('linear', 'mlp'): return self.head(F.dropout(rows, self.dropout, self.training))
+        if self.decoder_type=='transformer_no_vision': return self.head(rows)
+        if visual is None:
+            raise DataError('decoder transformer: is given no visual tokens; use transformer_no_vision, or give '
+                            'them')
+        return self.head(rows, [t.float() for t in visual])
 
 # %% ../../nbs/models/41_action_decoder.ipynb #80ba41c0
 WEIGHTS,CONFIG = 'action_decoder.safetensors','action_decoder_config.json'
@@ -172,7 +178,8 @@ def decoder_shape(
         return dict(decoder_type='mlp', hidden_size=a[1], mlp_hidden_size=a[0], num_classes=b[0])
     if (t := shape('head.token.weight')) and (m := shape('head.out.0.weight')) and (o := shape('head.out.3.weight')):
         layers = len({k.split('.')[2] for k in tensors if k.startswith('head.blocks.')})
-        return dict(decoder_type='transformer', hidden_size=t[1], width=t[0], mlp_hidden_size=m[0], num_classes=o[0], layers=layers)
+        return dict(decoder_type='transformer', hidden_size=t[1], width=t[0], mlp_hidden_size=m[0], num_classes=o[0],
+                    layers=layers)
     raise CheckpointError(f"{where}: no decoder that is known; its tensors are {', '.join([*tensors][:3]) or 'none'}")
 
 # %% ../../nbs/models/41_action_decoder.ipynb #31dc186b
@@ -200,9 +207,11 @@ def load_pretrained(self:ActionDecoder,
     if 'heads' not in shape and self.decoder_type.startswith('transformer'): names.remove('decoder_type')
     other = [f'{k} {shape[k]} instead of {own[k]}' for k in names if shape[k]!=own[k]]
     kept = self.state_dict()
-    other = other or [k for k in {*kept}|{*tensors} if k not in kept or k not in tensors or kept[k].shape!=tensors[k].shape]
+    def shape(of, k): return of[k].shape if k in of else None
+    other = other or [k for k in {*kept}|{*tensors} if shape(kept, k)!=shape(tensors, k)]
     if other:
-        raise CheckpointError(f"{Path(folder)/WEIGHTS}: does not fit this decoder ({', '.join(sorted(other)[:3])}); build the "
+        raise CheckpointError(f"{Path(folder)/WEIGHTS}: does not fit this decoder ({', '.join(sorted(other)[:3])}); "
+                              "build the "
                               'one that was saved, or leave the path out to begin a new one')
     self.load_state_dict({k: v.float() for k,v in tensors.items()})
 

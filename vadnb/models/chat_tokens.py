@@ -88,4 +88,5 @@ def prompt(self:ChatTokens,
     after:str='', # the rest of the user's text
 )->list: # ids
     "The same question without <ACTION>, and the assistant is to speak: for scoring answers without training"
-    return [*self.question(before.rstrip(), counts), *self.known(f'{self.words(after)}<|im_end|>\n<|im_start|>assistant\n')]
+    asked = self.question(before.rstrip(), counts)
+    return [*asked, *self.known(f'{self.words(after)}<|im_end|>\n<|im_start|>assistant\n')]

@@ -63,7 +63,8 @@ class LoraOptions:
         if self.rank<1:
             raise ConfigError(f'lora rank: must be 1 or more, found {self.rank}')
         if not 0<=self.dropout<1 or not self.alpha>0:
-            raise ConfigError(f'lora: dropout must be in [0, 1) and alpha above 0, found {self.dropout} and {self.alpha}')
+            raise ConfigError(f'lora: dropout must be in [0, 1) and alpha above 0, found {self.dropout} and '
+                              f'{self.alpha}')
 
     def wants(self, path): return named(path, self.targets) and not named(path, self.exclude)
 
@@ -82,7 +83,8 @@ def places(
     linear = [n for n,m in model.named_modules() if isinstance(m, nn.Linear)]
     res = [n for n in linear if options.wants(n)]
     if not res:
-        raise ConfigError(f"lora targets: {options.targets!r:.120} fits none of the model's {len(linear)} matrices, such "
+        raise ConfigError(f"lora targets: {options.targets!r:.120} fits none of the model's {len(linear)} matrices, "
+                          "such "
                           f"as '{linear[0] if linear else None}'; expressions are compared with the whole path")
     return res
 
@@ -107,7 +109,8 @@ def inject(
     if lora_layers(model):
         raise ConfigError('lora: the model has adapters already; merge them first, or load others into the same places')
     if options.dora and options.dropout:
-        warnings.warn('lora: DoRA with dropout runs every frozen matrix twice, once for its own inputs and once for those '
+        warnings.warn('lora: DoRA with dropout runs every frozen matrix twice, once for its own inputs and once for '
+                      'those '
                       'that dropout leaves; without dropout a step takes about two thirds of the time')
     found,trained = places(model, options),[p for p in model.parameters() if p.requires_grad]
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, use_dora=options.dora,
@@ -174,13 +177,15 @@ def adapter_config(
         return dict(told, peft_type='TRAINABLE_TOKENS', target_modules=['embed_tokens'], token_indices=list(tokens))
     alpha = int(options.alpha) if options.alpha==int(options.alpha) else options.alpha
     return dict(told, peft_type='LORA', r=options.rank, lora_alpha=alpha, lora_dropout=options.dropout,
-                use_dora=options.dora, use_rslora=options.rslora, target_modules=plain(options.targets), exclude_modules=plain(options.exclude),
+                use_dora=options.dora, use_rslora=options.rslora, target_modules=plain(options.targets),
+                exclude_modules=plain(options.exclude),
                 rank_pattern=dict(options.ranks), alpha_pattern=dict(options.alphas), bias='none', fan_in_fan_out=False,
                 init_lora_weights=True, modules_to_save=None,
                 trainable_token_indices={'embed_tokens': list(tokens)} if tokens else None)
 
 # %% ../../nbs/models/34_lora.ipynb #77117785
-TOLD = {'peft_type', 'task_type', 'inference_mode', 'base_model_name_or_path', 'auto_mapping', 'revision', 'peft_version',
+TOLD = {'peft_type', 'task_type', 'inference_mode', 'base_model_name_or_path', 'auto_mapping', 'revision',
+        'peft_version',
         'init_lora_weights', 'megatron_core', 'qalora_group_size', 'loftq_config', 'runtime_config', 'eva_config',
         'corda_config', 'trainable_token_indices', 'ensure_weight_tying'} # say nothing about the network
 HELD = dict(r='rank', lora_alpha='alpha', lora_dropout='dropout', use_dora='dora', use_rslora='rslora',
@@ -259,7 +264,8 @@ def load_adapter_tensors(
     kinds = [('places without a tensor', missing), ('tensors of other shapes', shapes),
              ('tensors without a place', unused if strict else [])]
     if says := [f'{what}: {some(ks)}' for what,ks in kinds if ks]:
-        raise CheckpointError(f"{where}: does not fit this model; {'; '.join(says)}; give the model and the options that "
+        raise CheckpointError(f"{where}: does not fit this model; {'; '.join(says)}; give the model and the options "
+                              "that "
                               'it was trained with')
     for k,p in own.items(): p.copy_(given[k][1])
     return unused

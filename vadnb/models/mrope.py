@@ -50,7 +50,8 @@ def check_run(
     kind,start,n = run
     at = f'sample {sample}, token {start}: {n} {kind} tokens'
     if start==0 or ids[start-1]!=vision_start:
-        raise DataError(f'{at} are not announced by a vision start token ({vision_start}); write one before each {kind}')
+        raise DataError(f'{at} are not announced by a vision start token ({vision_start}); write one before each '
+                        f'{kind}')
     if grid is None:
         raise DataError(f'{at} have no grid; give {kind}_grid_thw a row for every {kind} of the batch')
     t,h,w = grid

@@ -30,10 +30,13 @@ def local_folder(
     if path.is_dir(): return path
     if not path.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)):
         from transformers.utils import cached_file
-        with contextlib.suppress(OSError): return Path(cached_file(str(name), 'config.json', local_files_only=True)).parent
-        raise CheckpointError(f'{name}: neither a folder nor in the Hugging Face cache of this machine; download it first '
+        with contextlib.suppress(OSError):
+            return Path(cached_file(str(name), 'config.json', local_files_only=True)).parent
+        raise CheckpointError(f'{name}: neither a folder nor in the Hugging Face cache of this machine; download it '
+                              'first '
                               f'(hf download {name}), or give the folder it lies in')
-    raise CheckpointError(f'{name}: no such model folder; give a local folder, or a name on the hub that was downloaded')
+    raise CheckpointError(f'{name}: no such model folder; give a local folder, or a name on the hub that was '
+                          'downloaded')
 
 # %% ../../nbs/models/37_qwen_folder.ipynb #cd800c03
 FAMILIES = dict(qwen2_5_vl=('Qwen2_5_VLConfig', 'Qwen2_5_VLForConditionalGeneration'),
@@ -46,7 +49,8 @@ def check_family(
     "Which of the known families a configuration is of. Raises `CheckpointError` for others"
     kind = config.get('model_type') if isinstance(config, dict) else None
     if kind not in FAMILIES:
-        raise CheckpointError(f"{where}: model_type {kind!r:.60} is not supported ({', '.join(FAMILIES)} are): other models "
+        raise CheckpointError(f"{where}: model_type {kind!r:.60} is not supported ({', '.join(FAMILIES)} are): other "
+                              "models "
                               'take positions and visual tokens in another way and would be silently wrong')
     return kind
 
@@ -69,7 +73,8 @@ def check_weights(
         raise CheckpointError(f'{folder}: holds no model.safetensors and no {index.name}; download the model again')
     shards = read_json(index, CheckpointError).get('weight_map', {}).values()
     if lost := sorted(n for n in {*shards} if not (folder/n).is_file()):
-        raise CheckpointError(f'{folder}: {len(lost)} of {len({*shards})} files of weights are missing, such as {lost[0]}; '
+        raise CheckpointError(f'{folder}: {len(lost)} of {len({*shards})} files of weights are missing, such as '
+                              f'{lost[0]}; '
                               'download the model again')
 
 @contextlib.contextmanager
@@ -95,8 +100,10 @@ def read_model(
         with no_bar():
             model,told = family(kind)[1].from_pretrained(str(folder), local_files_only=True, use_safetensors=True,
                 dtype='auto' if dtype is None else dtype, attn_implementation=attention, output_loading_info=True)
-    except ImportError as e: raise ConfigError(f"attention '{attention}' is not to be had here ({first_line(e)})") from None
-    except Exception as e: raise CheckpointError(f'{folder}: cannot be read ({type(e).__name__}: {first_line(e)})') from None
+    except ImportError as e:
+        raise ConfigError(f"attention '{attention}' is not to be had here ({first_line(e)})") from None
+    except Exception as e:
+        raise CheckpointError(f'{folder}: cannot be read ({type(e).__name__}: {first_line(e)})') from None
     for what in ('missing_keys', 'mismatched_keys', 'unexpected_keys'):
         if keys := sorted(map(str, told[what])):
             raise CheckpointError(f'{folder}: {len(keys)} {what.replace("_keys", "")} tensors, such as {keys[0]}; '
@@ -153,7 +160,8 @@ def start_row(
     if start=='noise': return rows.mean(0)+torch.randn_like(rows[0])/rows.shape[1]**.5
     ids = tokenizer(start, add_special_tokens=False)['input_ids']
     if not ids:
-        raise ConfigError(f"action_start: {start!r} has no tokens; use mean, noise or a description such as 'the action'")
+        raise ConfigError(f"action_start: {start!r} has no tokens; use mean, noise or a description such as 'the "
+                          "action'")
     return rows[ids].mean(0)
 
 # %% ../../nbs/models/37_qwen_folder.ipynb #ecafe214
@@ -175,7 +183,8 @@ def tokenizer_files(
     config = held.get('tokenizer_config.json') or dict(tokenizer_class='PreTrainedTokenizerFast', padding_side='right',
                                                        eos_token=tokenizer.eos_token, pad_token=tokenizer.pad_token)
     if 'added_tokens_decoder' in config:
-        def plain(t): return {k: getattr(t, k) for k in ('content', 'lstrip', 'normalized', 'rstrip', 'single_word', 'special')}
+        said = 'content', 'lstrip', 'normalized', 'rstrip', 'single_word', 'special'
+        def plain(t): return {k: getattr(t, k) for k in said}
         listed = sorted(tokenizer.added_tokens_decoder.items())
         config = config|dict(added_tokens_decoder={str(i): plain(t) for i,t in listed})
     templates = {k: v for k,v in held.items() if k.startswith('chat_template')}

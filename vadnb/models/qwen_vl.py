@@ -149,7 +149,7 @@ class Looked(NamedTuple):
 # %% ../../nbs/models/33_qwen_vl.ipynb #ee747471
 @patch
 def forward(self:QwenVL,
-    batch:dict, # input_ids, attention_mask, video_grid_thw, second_per_grid; pixels or visual_tokens; labels where text is learned
+    batch:dict, # ids, mask, grids and seconds; pixels or visual_tokens; labels where text is learned
     pooling:str='action', # which row is taken: action, last or video
 )->Looked:
     "One pass through tower and language model. Raises `DataError` where text and videos do not fit"
@@ -196,7 +196,7 @@ def unfreeze(self:QwenVL,
 
 # %% ../../nbs/models/33_qwen_vl.ipynb #ed551f19
 @patch
-def groups(self:QwenVL)->dict: # lora_a, lora_b, magnitude, token, vision, merger → parameters; empty ones are left out
+def groups(self:QwenVL)->dict: # lora_a, lora_b, magnitude, token, vision, merger → parameters; none is empty
     "What trains, by name, each parameter once"
     res = {k: [*v.values()] for k,v in adapter_parameters(self.model).items()}
     own = {n: p for n,p in self.vision.named_parameters() if 'lora_' not in n}
@@ -210,7 +210,8 @@ def gradient_checkpointing(self:QwenVL, on:bool=True):
     "Keep of each block of the language model only what it is given"
     verb,args = ('enable', [dict(use_reentrant=False)]) if on else ('disable', [])
     # transformers renames this switch between its minor versions
-    names = [n for n in (f'activation_checkpointing_{verb}', f'gradient_checkpointing_{verb}') if hasattr(self.language, n)]
+    names = [f'activation_checkpointing_{verb}', f'gradient_checkpointing_{verb}']
+    names = [n for n in names if hasattr(self.language, n)]
     getattr(self.language, names[0])(*args)
 
 # %% ../../nbs/models/33_qwen_vl.ipynb #db1c0801
@@ -286,7 +287,8 @@ def load_adapter(self:QwenVL,
     options = read_options(config, where)
     row,tensors = take_row(tensors, config, self.action_token_id, where)
     if row is not None and row.shape!=self.action_row.shape:
-        raise CheckpointError(f'{file}: the row of the token has {len(row)} values, the model is {self.hidden_size} wide')
+        raise CheckpointError(f'{file}: the row of the token has {len(row)} values, the model is {self.hidden_size} '
+                              'wide')
     if self.options: self.same_options(options, where)
     elif options:
         try: self.adapt(meant(self.model, options))
@@ -300,7 +302,7 @@ def load_adapter(self:QwenVL,
 def save_merged(self:QwenVL,
     folder, # is made; must not be there, or be empty
 )->None:
-    "Write a plain Hugging Face folder: adapters added to their matrices, the row in its place. Raises `CheckpointError`"
+    "Write a plain Hugging Face folder: adapters in their matrices, the row in its place. Raises `CheckpointError`"
     state = merged_state(self.model)
     name = 'model.language_model.embed_tokens.weight'
     state[name] = state[name].clone()

@@ -42,7 +42,8 @@ def text_size(hidden, layers, heads, vocabulary, init_std):
 
 def vision_size(model_type, hidden, layers, heads, out, init_std):
     "What the vision tower is made of"
-    same = dict(depth=layers, num_heads=heads, patch_size=14, temporal_patch_size=2, spatial_merge_size=2, in_channels=3,
+    same = dict(depth=layers, num_heads=heads, patch_size=14, temporal_patch_size=2, spatial_merge_size=2,
+                in_channels=3,
                 initializer_range=init_std)
     if model_type=='qwen2_vl': return same|dict(embed_dim=hidden, hidden_size=out, mlp_ratio=2)
     return same|dict(hidden_size=hidden, out_hidden_size=out, intermediate_size=hidden*3//2, window_size=56,
@@ -66,9 +67,11 @@ def tiny_config(
             raise ConfigError(f'{name}: {width} channels do not divide into {n} heads of a multiple of {unit}')
     if model_type not in FAMILIES:
         raise ConfigError(f"model_type: '{model_type}' is unknown; use {' or '.join(FAMILIES)}")
-    tokens = {f'{name}_id': CONTROL.index(f"<|{name.removesuffix('_token').replace('image', 'image_pad').replace('video', 'video_pad')}|>")
+    pads = dict(image_token='image_pad', video_token='video_pad')
+    tokens = {f'{name}_id': CONTROL.index(f"<|{pads.get(name) or name.removesuffix('_token')}|>")
               for name in ('image_token', 'video_token', 'vision_start_token', 'vision_end_token')}
-    return family(model_type)[0](text_config=text_size(hidden, layers, heads, vocabulary, init_std), tie_word_embeddings=True, **tokens,
+    return family(model_type)[0](text_config=text_size(hidden, layers, heads, vocabulary, init_std),
+                tie_word_embeddings=True, **tokens,
                 vision_config=vision_size(model_type, vision_hidden, vision_layers, vision_heads, hidden, init_std))
 
 # %% ../../nbs/models/36_tiny_qwen.ipynb #1a58d5f7

@@ -89,6 +89,7 @@ def folded(
     np.add.at(res, (place[:,None], place[None]), m)
     return res, [*(classes[k] for k in own), f'{len(m)-most} other']
 
+# %% ../../nbs/results/24_class_pictures.ipynb #4f54c84e
 def confusion_figure(
     confusion, # (C, C) counts, rows: truth, columns: prediction
     classes, # C names
