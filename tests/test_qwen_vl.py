@@ -315,4 +315,5 @@ def test_on_a_gpu_it_is_the_same(base, on_cuda, monkeypatch):
     here = values(qwen, batch)
     with on_cuda():
         there = values(qwen.to('cuda'), {k: v.to('cuda') for k,v in batch.items()})
-    for a,b in zip(here, there): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    # sums in another order, so each against its largest value
+    for a,b in zip(here, there): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4*float(a.abs().max()))
