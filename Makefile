@@ -9,6 +9,8 @@ FOUND := $(if $(PYTHON)$(if $(WHOLE),,none),$(shell tools/python.sh "$(PYTHON)")
 VERSION := $(if $(FOUND),$(shell "$(FOUND)" -c 'import platform; print(platform.python_version())'))
 READY := .venv/.ready-$(VERSION)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# compiled modules are kept, whatever the shell says: a process that compiles torch and transformers again starts 10 s later
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo test check notebooks pytest test-matrix bench lock readme clean
 

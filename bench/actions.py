@@ -9,7 +9,7 @@ from bench.video import moving_texture
 from vadnb.core import DataError
 from vadnb.data import frame_sources
 from vadnb.data.action_clips import ActionWindows
-from vadnb.data.actions import ActionAnnotation, ActionVideo
+from vadnb.data.segments import ActionAnnotation, ActionVideo
 from vadnb.data.augmentation import ClipAugmentation
 from vadnb.data.clip_frames import VideoSource
 from vadnb.data.decode_cache import DecodeCache

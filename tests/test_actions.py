@@ -7,7 +7,7 @@ import pytest
 import torch
 from vadnb.core import ConfigError, DataError
 from vadnb.data.action_clips import ActionClips, ActionWindows, collate, on_clock
-from vadnb.data.actions import ActionAnnotation, ActionVideo, check_decoder, read_actions
+from vadnb.data.segments import ActionAnnotation, ActionVideo, check_decoder, read_actions
 from vadnb.data.augmentation import ClipAugmentation
 from vadnb.data.clip_frames import VideoSource
 from vadnb.data.thumos import read_thumos, window_rows

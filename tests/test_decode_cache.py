@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from vadnb.data.action_clips import ActionClips, collate
-from vadnb.data.actions import ActionAnnotation, ActionVideo
+from vadnb.data.segments import ActionAnnotation, ActionVideo
 from vadnb.data.augmentation import ClipAugmentation
 from vadnb.data.clip_frames import VideoSource
 from vadnb.config import config_keys

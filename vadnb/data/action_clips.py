@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from ..config import check_rules
 from ..core import DataError
-from .actions import ActionAnnotation
+from .segments import ActionAnnotation
 from .thumos import in_window
 from .thumos import random_window
 from .thumos import reference_positions

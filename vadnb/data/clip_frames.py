@@ -16,9 +16,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core import DataError
 from ..core import VideoError
-from .actions import ActionVideo
-from .actions import check_decoder
-from .actions import stops_early
+from .segments import ActionVideo
+from .segments import check_decoder
+from .segments import stops_early
 from .augmentation import crop_resize
 from .augmentation import reshape_clip
 from .time_grid import ClipForm

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core import DataError
 from ..core import did_you_mean
-from .actions import ActionVideo
+from .segments import ActionVideo
 from .time_grid import ClipForm
 from .time_grid import LaidVideo
 from .time_grid import even_clock

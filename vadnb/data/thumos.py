@@ -10,9 +10,9 @@ __all__ = ['BLOCKED', 'reference_windows', 'window_rows', 'shares_inside', 'rand
 import os
 from dataclasses import replace
 import numpy as np
-from .actions import ActionAnnotation
-from .actions import read_actions
-from .actions import read_names
+from .segments import ActionAnnotation
+from .segments import read_actions
+from .segments import read_names
 from .sampling import sliding_windows
 from .time_grid import positions_of
 

@@ -148,7 +148,8 @@ def write_video(
     part = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(part), 'w') as c:
+        numbered = {'fflags': '+bitexact'} if path.suffix.lower() in ('.mkv', '.webm') else {}
+        with av.open(str(part), 'w', container_options=numbered) as c:
             s = add_stream(c, path, rate, first.shape[:2], codec, pix_fmt, gop, bframes, bit_rate, rotation, opts,
                             1 if times is None else 1000)
             _encode(c, s, itertools.chain([first], frames), times, path)

@@ -75,17 +75,12 @@ class ActionPrediction(VideoAnswer):
 # %% ../../nbs/results/18_actions.ipynb #908ac373
 @patch
 def check_names(self:ActionPrediction):
-    "Raises `DataError` for a name, a number, times or classes that are none"
-    times = self.times
+    "Raises `DataError` for a video, a threshold or classes that are none"
+    self.check_video()
     for ok,says in [
-        (Path(self.name).stem.strip('.'), 'has no file name'),
-        (0<self.fps<float('inf'), f'fps must be above 0, found {self.fps:g}'),
-        (self.frames>0, f'frames must be 1 or more, found {self.frames}'),
         (np.isfinite(self.threshold), f'the threshold must be a number, found {self.threshold}'),
         (self.classes and len(set(self.classes))==len(self.classes),
-         f"the classes must be names, none of them twice, found {', '.join(self.classes) or 'none'}"),
-        (times is None or len(times)==self.frames and times[0]==0 and (np.diff(times)>=0).all(),
-         'times must be the seconds of every frame after the first, from 0 on, and must not fall')]:
+         f"the classes must be names, none of them twice, found {', '.join(self.classes) or 'none'}")]:
         if not ok:
             raise DataError(f'{self.name}: {says}')
 
@@ -105,17 +100,6 @@ def check_segments(self:ActionPrediction):
          f'segments lie between 0 and {end:g} seconds; cut them off there')]:
         if not ok:
             raise DataError(f'{self.name}: {says}')
-
-# %% ../../nbs/results/18_actions.ipynb #ffbd9ce2
-@patch(as_prop=True)
-def boundaries(self:ActionPrediction)->np.ndarray: # seconds, (frames+1,)
-    "When each frame begins, and the last one ends"
-    if self.times is None:
-        return np.arange(self.frames+1)/self.fps
-    return np.append(self.times, self.times[-1]+1/self.fps)
-
-@patch(as_prop=True)
-def duration(self:ActionPrediction)->float: return float(self.boundaries[-1]) # seconds
 
 # %% ../../nbs/results/18_actions.ipynb #e3406f24
 @patch

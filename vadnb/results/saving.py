@@ -54,19 +54,22 @@ def save_each(
     folder, # where results go
     overlay:bool, # also each video or image with what was found drawn into it
     written:dict, # path → name of the result it was written for; grows
-    waiting:dict, # collection → results that wait for the others of it; grows
+    waiting:dict, # collection or overview → results that wait for the others of it; grows
 ): # generator of `Saved`, one for each result that stands alone and each error
     "Save what can be saved at once"
     for found in results:
         together = getattr(found, 'collection', None)
         if isinstance(found, Exception): yield Saved([], [], found)
         elif together is not None: waiting.setdefault(together, []).append(found)
-        else: yield save_result(found, folder, overlay, written)
+        else:
+            saved,over = save_result(found, folder, overlay, written), getattr(found, 'overview', None)
+            if over is not None and saved.error is None: waiting.setdefault(over, []).append(found)
+            yield saved
         # while the next is predicted, nothing of this one is held
         found = None
 
 def save_collections(
-    waiting:dict, # collection → all results of it
+    waiting:dict, # collection or overview → all results of it
     source, # the file or folder that was predicted
     folder, # where results go
     overlay:bool, # also each image with what was found drawn into it
@@ -76,7 +79,8 @@ def save_collections(
     for together,some in waiting.items():
         try: whole = together(str(source), some)
         except DataError as e: yield Saved([], [], e)
-        else: yield save_result(whole, folder, overlay, written)
+        else:
+            if whole is not None: yield save_result(whole, folder, overlay, written)
 
 # %% ../../nbs/results/13_saving.ipynb #5bc54510
 def save_results(

@@ -61,7 +61,7 @@ class SegmentThreshold:
 
 # %% ../../nbs/results/20_segment_threshold.ipynb #fb02a598
 def as_plain(
-    kept:SegmentThreshold, # or None
+    kept, # `SegmentThreshold` or another dataclass of plain values, or None
 )->dict|None: # names, numbers and a text
     "For a card or a checkpoint"
     return None if kept is None else asdict(kept)

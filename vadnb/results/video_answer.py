@@ -45,6 +45,32 @@ class VideoAnswer(Answer):
         "Write them; returns where the maps of layers lie, as `write_record` wants it"
         raise NotImplementedError
 
+# %% ../../nbs/results/19_video_answer.ipynb #c855f77b
+@patch(as_prop=True)
+def boundaries(self:VideoAnswer)->np.ndarray: # seconds, (frames+1,)
+    "When each frame begins, and the last one ends"
+    times = getattr(self, 'times', None)
+    if times is None:
+        return np.arange(len(self)+1)/self.fps
+    return np.append(times, times[-1]+1/self.fps)
+
+@patch(as_prop=True)
+def duration(self:VideoAnswer)->float: return float(self.boundaries[-1]) # seconds
+
+# %% ../../nbs/results/19_video_answer.ipynb #d91e4cba
+@patch
+def check_video(self:VideoAnswer):
+    "Raises `DataError` for a name, a rate, a length or times that are none"
+    times = getattr(self, 'times', None)
+    for ok,says in [
+        (Path(self.name).stem.strip('.'), 'has no file name'),
+        (0<self.fps<float('inf'), f'fps must be above 0, found {self.fps:g}'),
+        (self.__len__()>0, f'frames must be 1 or more, found {self.__len__()}'),
+        (times is None or len(times)==len(self) and times[0]==0 and (np.diff(times)>=0).all(),
+         'times must be the seconds of every frame after the first, from 0 on, and must not fall')]:
+        if not ok:
+            raise DataError(f'{self.name}: {says}')
+
 # %% ../../nbs/results/19_video_answer.ipynb #904b4874
 @patch
 def first_line(self:VideoAnswer)->str: # without the name

@@ -19,10 +19,10 @@ from ...core import VadnbError
 from ...data.action_clips import ActionClips
 from ...data.action_clips import ActionWindows
 from ...data.action_clips import collate
-from ...data.actions import ActionVideo
-from ...data.actions import read_actions
 from ...data.annotation import VIDEO_SUFFIXES
 from ...data.annotation import video_name
+from ...data.segments import ActionVideo
+from ...data.segments import read_actions
 from ...data.augmentation import ClipAugmentation
 from ...data.clip_frames import VideoSource
 from ...data.decode_cache import DecodeCache

@@ -38,7 +38,7 @@ def action_annotation(
     outside:str='error', # segments outside their video: error or cut
 )->list: # lines
     "Annotation of actions in any form → OpenTAD's"
-    from vadnb.data.actions import read_actions
+    from vadnb.data.segments import read_actions
     if Path(target).exists():
         raise DataError(f'{target}: exists already; choose another name or remove it')
     found = read_actions(source, outside=outside)

@@ -11,8 +11,8 @@ from pathlib import Path
 from ...core import ConfigError
 from ...data.action_clips import ActionWindows
 from ...data.annotation import video_name
-from ...data.actions import ActionAnnotation
-from ...data.actions import ActionVideo
+from ...data.segments import ActionAnnotation
+from ...data.segments import ActionVideo
 from ...results.actions import ActionPrediction
 from ...results.segment_threshold import as_threshold
 from .data import make_source

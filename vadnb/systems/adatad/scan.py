@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ...core import DataError
 from ...core import MetricWarning
 from ...core import read_json
-from ...data.actions import AMBIGUOUS
+from ...data.segments import AMBIGUOUS
 from ...metrics.candidates import Detections
 from ...metrics.candidates import as_rows
 from ...metrics.candidates import fuse_video_scores
