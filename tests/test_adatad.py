@@ -149,6 +149,14 @@ def test_a_preset_reads_what_is_left_out_and_what_lies_outside(world, tmp_path):
     assert held(*late, '--data.outside', 'cut').annotation.notes
     with pytest.raises(DataError, match='behind the end of the video.*outside cut'): held(*late).annotation
 
+def test_a_run_says_what_of_the_annotation_it_does_not_use(world, tmp_path):
+    def change(v): v['annotations'] += [v['annotations'][0], dict(segment=[1., 400.], label='Leap')]
+    late = changed(world, tmp_path, change)
+    learner = fit(config(world, tmp_path, 'cut', *late, '--data.outside', 'cut', '--data.valid', 'null', '--train.steps', 1))
+    told = [f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='left_out']
+    assert [(f['severity'], len(f['evidence']['lines'])) for f in told]==[('note', 1)]*2
+    assert 'written twice' in told[0]['message'] and '400 s is cut to the video' in told[1]['message']
+
 # ---------------------------------------------------------------- what a checkpoint holds
 
 def test_every_part_that_trains_is_in_the_optimizer_and_comes_back(world, tmp_path):

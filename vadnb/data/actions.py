@@ -245,6 +245,13 @@ def drop(self:ActionAnnotation,
         if (n, None, why) not in self.dropped: self.dropped.append((n, None, why))
 
 @patch
+def left_out(self:ActionAnnotation)->list: # lines
+    "What is not used and why, for people"
+    def what(video, event): return f"{video} '{event[0]}' from {event[1]:g} to {event[2]:g} s" if event else video
+    return [f'{what(video, event)}: {why}' for video,event,why in self.dropped]
+
+# %% ../../nbs/data/24_actions.ipynb #6c3f82d5
+@patch
 def locate(self:ActionAnnotation,
     names, # of videos
     root, # folder that the videos lie below
