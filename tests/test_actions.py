@@ -83,6 +83,8 @@ def test_a_video_that_stops_early_says_where_and_what_is_lost(shared):
     windows = ActionWindows(a, ['corrupted'], source)
     for ask in (windows.check, lambda i: list(windows.stream(i))):
         with pytest.raises(DataError, match='28 of 50'): ask(0)
+    with pytest.raises(DataError) as bare: source.lay(ActionVideo('corrupted'))
+    assert '28 of 50' in str(bare.value) and 'segment' not in str(bare.value)
     # it has no window, so that the others can be dealt and read
     assert windows.pieces==[0]
 

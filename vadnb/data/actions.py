@@ -322,6 +322,7 @@ def stops_early(
     except VideoError: return DataError(f'{video.name}: {error}')
     lost = [f"'{label}' from {s:g} to {e:g} s" for label,s,e in video.events if e>end]
     said = f"; {', '.join(lost)} lies behind frame {frames}, at {end:.2f} s" if lost else '; no segment is lost'
+    if not video.events: said = '' # of which there was none to lose
     return DataError(f'{video.name}: {error}{said}')
 
 # %% ../../nbs/data/24_actions.ipynb #5cc27689
