@@ -284,5 +284,5 @@ def pictures(self:ActionScan)->dict:
         ax.set_yticks([0, 1], ['truth', 'found'], fontsize=6)
         draw_lanes(ax, [(*e, None) for e in truth[name]], 0, self.items.classes)
         draw_lanes(ax, [r for r in self.detections()[name] if r[3]>=least], 1, self.items.classes)
-        ax.set_title(words(name, 60), fontsize=6.5, loc='left', pad=1)
+        ax.set_title(words(name, 60), fontsize=6.5, loc='left', pad=1, parse_math=False)
     return dict(timelines=fig)
