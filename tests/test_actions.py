@@ -45,6 +45,11 @@ def test_an_unknown_subset_names_those_there_are(shared):
     with pytest.raises(DataError, match=r"01_empty_subset.json: the subset 'validation' holds no video; there are: train 1, test 1"):
         read_actions(case(shared, 1)).subset('validation')
 
+def test_a_file_without_subsets_says_how_to_give_them(tmp_path):
+    (tmp_path/'a.csv').write_text('video,start,end,label\na,1,2,jump\n')
+    with pytest.raises(DataError, match="'training' holds no video; there are: without a name 1; give each video .* column 'subset'"):
+        read_actions(tmp_path/'a.csv').subset('training')
+
 def test_a_label_number_that_the_model_has_not_is_refused_by_name(shared):
     for how in (dict(num_classes=2), dict(classes=['hit', 'miss'])):
         with pytest.raises(DataError, match=r'clip_2 has label_id 2 \(hit\), and the configuration has 2 classes'): read_actions(case(shared, 2), **how)

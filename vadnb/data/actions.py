@@ -212,6 +212,8 @@ def subset(self:ActionAnnotation,
     there = ', '.join(f"{k or 'without a name'} {n}" for k,n in Counter(v.subset for v in self.videos.values()).items())
     if not res:
         near = did_you_mean(name, {v.subset for v in self.videos.values()})
+        if not any(v.subset for v in self.videos.values()):
+            near = "; give each video its subset in the file, a CSV in a column 'subset'"
         raise DataError(f"{self.source}: the subset '{name}' holds no video; there are: {there}{near}")
     if truth and not any(v.events for v in res.values()):
         raise DataError(f"{self.source}: the {len(res)} videos of subset '{name}' hold no segment, so there is nothing "
