@@ -241,7 +241,9 @@ def calibration(self:ActionScan):
     "The score that serves best on the validation set, with its precision and recall; None of other splits"
     if self.split!='valid': return None
     by = self.cfg.score.video_scores or ''
-    return as_plain(best_threshold(self.detections(), self.truth(), .5, 'validation', by=by))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', MetricWarning) # `metrics` tells what there is to tell
+        return as_plain(best_threshold(self.detections(), self.truth(), .5, 'validation', by=by))
 
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #0dd172a2
 def draw_lanes(
