@@ -110,7 +110,6 @@ def test_windows_are_those_of_the_reference(shared):
             # the examples give first frame, last frame and length: the video is as long as its last window says
             frames = rows[-1][1]+1
             ours = window_rows(frames, 768, 4, float(overlap), reference=True)
-            if overlap=='0.25' and len(ours)<len(rows): continue
             assert [[4*s, 4*(e-1), e-s] for s,e in ours.tolist()]==rows
 
 @pytest.mark.parametrize('n', [1, 15, 16, 17, 24, 32, 33, 100, 767, 768, 769, 2304])
