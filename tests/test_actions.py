@@ -45,6 +45,11 @@ def test_an_unknown_subset_names_those_there_are(shared):
     with pytest.raises(DataError, match=r"01_empty_subset.json: the subset 'validation' holds no video; there are: train 1, test 1"):
         read_actions(case(shared, 1)).subset('validation')
 
+def test_a_file_without_subsets_says_how_to_give_them(tmp_path):
+    (tmp_path/'a.csv').write_text('video,start,end,label\na,1,2,jump\n')
+    with pytest.raises(DataError, match="'training' holds no video; there are: without a name 1; give each video .* column 'subset'"):
+        read_actions(tmp_path/'a.csv').subset('training')
+
 def test_a_label_number_that_the_model_has_not_is_refused_by_name(shared):
     for how in (dict(num_classes=2), dict(classes=['hit', 'miss'])):
         with pytest.raises(DataError, match=r'clip_2 has label_id 2 \(hit\), and the configuration has 2 classes'): read_actions(case(shared, 2), **how)
@@ -83,6 +88,8 @@ def test_a_video_that_stops_early_says_where_and_what_is_lost(shared):
     windows = ActionWindows(a, ['corrupted'], source)
     for ask in (windows.check, lambda i: list(windows.stream(i))):
         with pytest.raises(DataError, match='28 of 50'): ask(0)
+    with pytest.raises(DataError) as bare: source.lay(ActionVideo('corrupted'))
+    assert '28 of 50' in str(bare.value) and 'segment' not in str(bare.value)
     # it has no window, so that the others can be dealt and read
     assert windows.pieces==[0]
 
@@ -103,7 +110,6 @@ def test_windows_are_those_of_the_reference(shared):
             # the examples give first frame, last frame and length: the video is as long as its last window says
             frames = rows[-1][1]+1
             ours = window_rows(frames, 768, 4, float(overlap), reference=True)
-            if overlap=='0.25' and len(ours)<len(rows): continue
             assert [[4*s, 4*(e-1), e-s] for s,e in ours.tolist()]==rows
 
 @pytest.mark.parametrize('n', [1, 15, 16, 17, 24, 32, 33, 100, 767, 768, 769, 2304])

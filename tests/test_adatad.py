@@ -2,11 +2,13 @@
 import json, re, shlex, shutil, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from command import vadnb
 from test_processes import together
 from toy_system import StopAt, curve, rows
 from vadnb.core import CheckpointError, ConfigError, DataError, read_json, write_json
+from vadnb.data.video import VideoReader
 from vadnb.systems.adatad.scan import ActionScan
 from vadnb.systems.registry import load_config, load_run
 from vadnb.train.checkpoint import find_checkpoint, read_part
@@ -76,6 +78,18 @@ def test_a_run_predicts_a_raw_video_and_says_what_it_reports(run, world, tmp_pat
     whole, = system.predict(video)
     few, = (load_run(run, overrides=['--train.valid_batch_size', '1'])[0]).predict(video)
     np.testing.assert_allclose(whole.segments, few.segments, atol=1e-4)
+
+def test_a_folder_of_pictures_is_predicted_as_the_video_they_come_from(run, world, tmp_path):
+    video = world.path(world.names('test')[0])
+    for i,x in enumerate(VideoReader(video)): (tmp_path/'p').mkdir(exist_ok=True); Image.fromarray(x).save(tmp_path/'p'/f'{i:04}.png')
+    code,_,err = vadnb('predict', tmp_path/'p', '--run', run, '--out', tmp_path/'out')
+    assert code==2 and err.strip().endswith('a folder of pictures has no frame rate; give --score.folder_fps')
+    rate = VideoReader(video).fps
+    code,_,err = vadnb('predict', tmp_path/'p', '--run', run, '--out', tmp_path/'out', '--score.folder_fps', rate, '--overlay', 'true')
+    assert code==0 and not err, err
+    found,same = (next(load_run(run, overrides=['--score.folder_fps', str(rate)])[0].predict(p)) for p in (tmp_path/'p', video))
+    np.testing.assert_allclose(found.segments, same.segments, atol=1e-3)
+    np.testing.assert_allclose(found.scores, same.scores, atol=1e-4)
 
 def test_a_run_has_a_report_that_says_what_goes_wrong(run, tmp_path):
     "Of the validation data, before and after the test data were measured; each mistake with the mAP that its cure would give"
@@ -148,6 +162,14 @@ def test_a_preset_reads_what_is_left_out_and_what_lies_outside(world, tmp_path):
     late = changed(world, tmp_path, lambda v: v['annotations'].append(dict(segment=[1., 400.], label='Leap')))
     assert held(*late, '--data.outside', 'cut').annotation.notes
     with pytest.raises(DataError, match='behind the end of the video.*outside cut'): held(*late).annotation
+
+def test_a_run_says_what_of_the_annotation_it_does_not_use(world, tmp_path):
+    def change(v): v['annotations'] += [v['annotations'][0], dict(segment=[1., 400.], label='Leap')]
+    late = changed(world, tmp_path, change)
+    learner = fit(config(world, tmp_path, 'cut', *late, '--data.outside', 'cut', '--data.valid', 'null', '--train.steps', 1))
+    told = [f for f in read_json(learner.run/'health.json')['findings'] if f['code']=='left_out']
+    assert [(f['severity'], len(f['evidence']['lines'])) for f in told]==[('note', 1)]*2
+    assert 'written twice' in told[0]['message'] and '400 s is cut to the video' in told[1]['message']
 
 # ---------------------------------------------------------------- what a checkpoint holds
 
@@ -361,7 +383,6 @@ CLIPS = {'torchvision/v_SoccerJuggling_g23_c01.avi': [('juggle', .5, 3.)], 'torc
          'ucf101/v_ApplyEyeMakeup_g01_c01.avi': [('makeup', .5, 4.)], 'mmaction2/demo.mp4': [('arm', 1., 5.)]}
 
 def test_real_clips_train_a_tiny_one_that_predicts_others(shared, tmp_path):
-    from vadnb.data.video import VideoReader
     database = {}
     (tmp_path/'videos').mkdir()
     for k,(file,events) in enumerate(CLIPS.items()):

@@ -268,7 +268,7 @@ def predict(
 @command
 def report(
     run:str='', # run folder
-    against:str='', # another run to compare with
+    against:str='', # another run to compare with, or the name of a log that ships with the run's system
     out:str='', # HTML file; default: <run>/report.html
 ):
     "Write one self-contained HTML page about a run"

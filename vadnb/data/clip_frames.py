@@ -74,7 +74,12 @@ class VideoSource:
         "A video on its grid. `DataError` where it is not the one that was annotated, stops early, or is too short"
         if video.name not in self.laid:
             path = self.path(video)
-            try: clock = clock_of(VideoReader(path))
+            # of pictures in a folder only the annotation knows how fast they follow each other
+            folder = path.is_dir()
+            if folder and not video.rate:
+                raise DataError(f'{path}: a folder of pictures has no frame rate; give {video.name} fps, or frames and '
+                                'duration, in the annotation')
+            try: clock = clock_of(VideoReader(path, fps=video.rate) if folder else VideoReader(path))
             except VideoError as e: raise stops_early(video, path, e) from None
             notes = tuple(check_decoder(video, path, clock.frames, clock.duration, clock.even))
             self.laid[video.name] = laid(self.form, clock, notes, video.name, self.least)

@@ -212,6 +212,8 @@ def subset(self:ActionAnnotation,
     there = ', '.join(f"{k or 'without a name'} {n}" for k,n in Counter(v.subset for v in self.videos.values()).items())
     if not res:
         near = did_you_mean(name, {v.subset for v in self.videos.values()})
+        if not any(v.subset for v in self.videos.values()):
+            near = "; give each video its subset in the file, a CSV in a column 'subset'"
         raise DataError(f"{self.source}: the subset '{name}' holds no video; there are: {there}{near}")
     if truth and not any(v.events for v in res.values()):
         raise DataError(f"{self.source}: the {len(res)} videos of subset '{name}' hold no segment, so there is nothing "
@@ -244,6 +246,13 @@ def drop(self:ActionAnnotation,
     for n in names:
         if (n, None, why) not in self.dropped: self.dropped.append((n, None, why))
 
+@patch
+def left_out(self:ActionAnnotation)->list: # lines
+    "What is not used and why, for people"
+    def what(video, event): return f"{video} '{event[0]}' from {event[1]:g} to {event[2]:g} s" if event else video
+    return [f'{what(video, event)}: {why}' for video,event,why in self.dropped]
+
+# %% ../../nbs/data/24_segments.ipynb #6c3f82d5
 @patch
 def locate(self:ActionAnnotation,
     names, # of videos
@@ -315,6 +324,7 @@ def stops_early(
     except VideoError: return DataError(f'{video.name}: {error}')
     lost = [f"'{label}' from {s:g} to {e:g} s" for label,s,e in video.events if e>end]
     said = f"; {', '.join(lost)} lies behind frame {frames}, at {end:.2f} s" if lost else '; no segment is lost'
+    if not video.events: said = '' # of which there was none to lose
     return DataError(f'{video.name}: {error}{said}')
 
 # %% ../../nbs/data/24_segments.ipynb #5cc27689

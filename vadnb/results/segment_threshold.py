@@ -87,10 +87,15 @@ def f1_curve(
     t = detection_tables(detections, truth, unknown)
     found,events = t.found, len(t.truth.start)
     pairs = overlapping_pairs(found, t.truth, tiou, 'last')
-    right = np.cumsum(match_pairs(pairs, len(found.start), events, [tiou])[0]>=0)
+    hit = match_pairs(pairs, len(found.start), events, [tiou])[0]>=0
+    # mAP judges no label without an event; whoever reads the segments meets a false alarm
+    strange = [row[3] for v in t.videos for row in detections.get(v, ()) if row[0] not in t.classes]
+    score = np.append(found.score, strange)
+    order = np.argsort(-score, kind='stable')
+    score,right = score[order], np.cumsum(np.append(hit, np.zeros(len(strange), bool))[order])
     # the last of each score
-    at = np.flatnonzero(np.append(np.diff(found.score)!=0, True)[:len(found.score)])
-    return found.score[at], at+1, right[at], events
+    at = np.flatnonzero(np.append(np.diff(score)!=0, True)[:len(score)])
+    return score[at], at+1, right[at], events
 
 def best_threshold(
     detections:dict, # video -> list of (label, start, end, score), in seconds

@@ -178,6 +178,7 @@ class ScoreConfig:
     recall_k:list[int] = field(default_factory=list) # recall among k times as many segments as there are actions
     protocol:Literal['activitynet', 'thumos'] = 'activitynet' # interpolated AP, or the official THUMOS-14 one
     unknown:Literal['error', 'drop', 'count'] = 'drop' # videos without annotation; count: all found is wrong
+    folder_fps:float|None = None # frames per second of a folder of pictures that is predicted, which does not say
 
 # %% ../../../nbs/systems/adatad/00_config.ipynb #91656589
 def borrowed(
@@ -262,6 +263,7 @@ SCORE_RULES = [
     ('score.voting', lambda c: c.score.voting is None or 0<c.score.voting<=1, 'above 0 and at most 1, or null'),
     ('score.video_top', lambda c: c.score.video_top>=1, '1 or more'),
     ('score.tious', lambda c: bool(c.score.tious) and all(0<t<=1 for t in c.score.tious), 'overlaps in (0, 1]'),
+    ('score.folder_fps', lambda c: c.score.folder_fps is None or c.score.folder_fps>0, 'above 0, or null'),
     ('score.recall_k', lambda c: all(k>=1 for k in c.score.recall_k), 'numbers of 1 or more'),
 ]
 RULES = [*DATA_RULES, *FEED_RULES, *MODEL_RULES, *DETECTOR_RULES, *LOSS_RULES, *SCORE_RULES]

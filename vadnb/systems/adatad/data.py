@@ -232,11 +232,10 @@ def decoding_row(
 def dropped_rows(
     annotation, # `ActionAnnotation`
 )->list: # of (what, whether it holds, detail)
-    "What was left out, and why"
-    if not annotation.dropped: return []
-    named = [f"{video}{f' {event[0]} {event[1]:g} to {event[2]:g} s' if event else ''}: {why}"
-             for video,event,why in annotation.dropped]
-    return [('left out', None, '; '.join(named[:4])+(f'; and {len(named)-4} more' if len(named)>4 else ''))]
+    "What was left out and what was cut, and why"
+    def some(lines): return '; '.join(lines[:4])+(f'; and {len(lines)-4} more' if lines[4:] else '')
+    return [(what, None, some(lines)) for what,lines in (('left out', annotation.left_out()), ('cut', annotation.notes))
+            if lines]
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #eb5a4d52
 @patch

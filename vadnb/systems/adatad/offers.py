@@ -42,8 +42,7 @@ def action_annotation(
     if Path(target).exists():
         raise DataError(f'{target}: exists already; choose another name or remove it')
     found = read_actions(source, outside=outside)
-    lost = [f'left out: {video}{f", {event[0]} {event[1]:g} to {event[2]:g} s" if event else ""}: {why}'
-            for video,event,why in found.dropped]
+    lost = [*(f'left out: {line}' for line in found.left_out()), *(f'cut: {line}' for line in found.notes)]
     actions = sum(len(v.events) for v in found.videos.values())
     return [f'{found.save(target)}: {len(found.videos)} videos, {actions} actions of {len(found.classes)} classes',
             *lost[:20], *([f'… and {len(lost)-20} more'] if lost[20:] else [])]

@@ -44,8 +44,11 @@ def raw_windows(
     if cfg.features.folder:
         raise ConfigError("'features.folder' is set: this model reads feature files and cannot look at a video; "
                           'predict with a model that has a backbone')
-    name = video_name(path)
-    annotation = ActionAnnotation(str(path), list(classes), {name: ActionVideo(name)})
+    name,folder = video_name(path), Path(path).is_dir()
+    if folder and cfg.score.folder_fps is None:
+        raise ConfigError(f'{path}: a folder of pictures has no frame rate; give --score.folder_fps')
+    video = ActionVideo(name, fps=cfg.score.folder_fps if folder else None)
+    annotation = ActionAnnotation(str(path), list(classes), {name: video})
     return ActionWindows(annotation, [name], make_source(cfg, {name: path}), cfg.data.test_overlap)
 
 # %% ../../../nbs/systems/adatad/05_predict.ipynb #7592b2b3

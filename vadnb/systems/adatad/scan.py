@@ -241,7 +241,9 @@ def calibration(self:ActionScan):
     "The score that serves best on the validation set, with its precision and recall; None of other splits"
     if self.split!='valid': return None
     by = self.cfg.score.video_scores or ''
-    return as_plain(best_threshold(self.detections(), self.truth(), .5, 'validation', by=by))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', MetricWarning) # `metrics` tells what there is to tell
+        return as_plain(best_threshold(self.detections(), self.truth(), .5, 'validation', by=by))
 
 # %% ../../../nbs/systems/adatad/03_scan.ipynb #0dd172a2
 def draw_lanes(
@@ -284,5 +286,5 @@ def pictures(self:ActionScan)->dict:
         ax.set_yticks([0, 1], ['truth', 'found'], fontsize=6)
         draw_lanes(ax, [(*e, None) for e in truth[name]], 0, self.items.classes)
         draw_lanes(ax, [r for r in self.detections()[name] if r[3]>=least], 1, self.items.classes)
-        ax.set_title(words(name, 60), fontsize=6.5, loc='left', pad=1)
+        ax.set_title(words(name, 60), fontsize=6.5, loc='left', pad=1, parse_math=False)
     return dict(timelines=fig)

@@ -25,6 +25,7 @@ from ...models.weights import read_weights
 from ...results.segment_threshold import as_threshold
 from .checks import BackboneCheck
 from .checks import ChosenHereCheck
+from .checks import LeftOutCheck
 from .checks import LostActionsCheck
 from .checks import StartCheck
 from .checks import asleep
@@ -107,7 +108,7 @@ class AdaTAD(System):
 
     def facts(self): return dict(classes=self.classes, **(dict(names=self.names) if self.cfg.data.agnostic else {}))
     def check_calibration(self): as_threshold(self.calibration)
-    def checks(self): return [BackboneCheck(), StartCheck(), LostActionsCheck(), ChosenHereCheck()]
+    def checks(self): return [BackboneCheck(), StartCheck(), LostActionsCheck(), LeftOutCheck(), ChosenHereCheck()]
     def after_step(self): self.seen = []
     def rows(self, data): return verify_rows(self, data)
     def idle(self):
