@@ -213,8 +213,8 @@ def clip_augmentation(c): # what `ClipAugmentation` is made with
     return SimpleNamespace(**vars(c.augment), ratio=c.augment.aspect, **dict(zip(JITTER, c.augment.jitter)))
 
 FEED_RULES = [
-    ('cache.gb', lambda c: c.cache.gb>0, 'above 0'), ('features.channels', lambda c: c.features.channels>=1, '1 or more'),
-    ('features.clip', lambda c: c.features.clip>=1, '1 or more'),
+    ('cache.gb', lambda c: c.cache.gb>0, 'above 0'),
+    *[(f'features.{k}', lambda c, k=k: getattr(c.features, k)>=1, '1 or more') for k in ('channels', 'clip')],
     ('augment.jitter', lambda c: len(c.augment.jitter)==len(JITTER), f"{len(JITTER)} numbers: {', '.join(JITTER)}"),
     *borrowed(AUGMENTATION_RULES, clip_augmentation, dict.fromkeys(JITTER, 'augment.jitter')
               | {k: f'augment.{k}' for k in vars(AugmentConfig())} | dict(ratio='augment.aspect')),
