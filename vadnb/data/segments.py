@@ -154,7 +154,8 @@ def placed(
     "A segment inside its video; what lies outside is an error or cut"
     fault,fps = fault_of(e, v.duration, v.fps), v.fps
     if fault and outside=='error':
-        raise DataError(f"{e.where}: {fault}; correct it, or let what lies outside be cut (outside cut)")
+        raise DataError(f"{e.where}: {fault}; correct it, or let what lies outside be cut: --data.outside cut, in "
+                        'convert --outside cut')
     start,end = max(e.start, 0.), e.end if v.duration is None else min(e.end, v.duration)
     return (e.label, start, end) if start<end else fault
 
