@@ -148,6 +148,7 @@ def test_videos_that_nobody_annotated_count_where_that_is_asked_for(world, run, 
             code,out,err = vadnb('eval', '--run', run, '--score.unknown', how)
             assert code==0, err
             found[how] = read_json(run/'eval.json')['metrics']
+            assert ('1 below raw_data/video are not in the annotation, such as stranger, and are not looked at' in err)==(how=='drop')
         code,_,err = vadnb('eval', '--run', run, '--score.unknown', 'error')
         assert code==2 and 'stranger' in err and 'score.unknown' in err
     finally: stranger.unlink()

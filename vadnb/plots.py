@@ -62,6 +62,7 @@ def printable(
     name = ''.join(c if c.isprintable() else '�' for c in str(name)).strip()
     return name if len(name)<=most else name[:most-1].rstrip()+'…'
 
+# %% ../nbs/01_plots.ipynb #46cbd808
 def words(
     name, # log key, class name, caption
     most:int=44, # longest result, in characters

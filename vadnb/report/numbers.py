@@ -96,7 +96,7 @@ def facts(
     tile = lambda name,big,*small: tag('div', tag('dt', name), tag('dd', tag('b', big), tag('span', *small)))
     return tag('dl', [tile(*t) for t in tiles], class_='tiles')
 
-# %% ../../nbs/report/04_numbers.ipynb #f93d1b7d
+# %% ../../nbs/report/04_numbers.ipynb #0bdde8f9
 NO_PARTS = 'baseline', 'interval', 'cure', 'mistakes' # first words of keys that speak of other metrics
 
 def number_words(
@@ -120,7 +120,7 @@ def parts_of(
         res.setdefault(kind, {}).setdefault('/'.join(part[:-1]), {})[part[-1]] = name
     return res
 
-# %% ../../nbs/report/04_numbers.ipynb #64283612
+# %% ../../nbs/report/04_numbers.ipynb #854836d7
 def parts_tables(
     found:dict, # metric → (value, {baseline name: value})
 )->list: # of content, [] where no metric is one of a part
@@ -134,6 +134,7 @@ def parts_tables(
                                                       numbers=range(1, 1+len(figures)))]
     return res
 
+# %% ../../nbs/report/04_numbers.ipynb #abff3cf6
 def tested_section(
     run:Run, # a run
 )->Html: # the section, or None where `vadnb eval` has measured nothing
