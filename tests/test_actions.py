@@ -181,3 +181,12 @@ def test_a_sample_is_a_function_of_its_generator(world):
     for i in (4, 0, 3, 1, 2):
         again = clips.draw(i, np.random.default_rng([7, i]))
         assert all(torch.equal(v, again[k]) if isinstance(v, torch.Tensor) else v==again[k] for k,v in first[i].items())
+
+def test_a_video_that_stops_early_says_by_which_clock(shared):
+    path = shared/'data/video/decord/corrupted.mp4'
+    # 28 frames last 2.8 s by the container, which may be wrong of its rate as of its frames
+    for fps,events,said in ((None, (('b', 1.1, 1.5),), r'no segment is lost.*28, at 2.80 s by the 10 frames per second of the file; add fps'),
+                            (None, (('b', 1.1, 2.9),), r'lies behind frame 28, at 2.80 s by the 10 .* of the file; add fps'),
+                            (25., (('b', 1.1, 1.5),), r'lies behind frame 28, at 1.12 s by the 25 frames per second of the annotation$')):
+        with pytest.raises(DataError, match=said):
+            VideoSource(dict(a=path), FORM).lay(ActionVideo('a', 'train', fps=fps, events=events))

@@ -63,7 +63,7 @@ def read_rows(run): return [json.loads(line) for line in (run/'log.jsonl').read_
 
 def test_a_run_is_measured(run):
     code,out,err = vadnb('eval', '--run', run)
-    assert code==0 and 'mAP at tIoU' in out and 'fixed grid' in out, err
+    assert code==0 and 'mAP at tIoU' in out and 'map/mean' not in out and 'fixed grid' in out, err
     metrics = read_json(run/'eval.json')['metrics']
     assert 0<=metrics['map/mean']<=1 and 'baseline/map/mean/whole_video' in metrics and 'cure/map/0.5/missed' in metrics and 'mistake at tIoU 0.5' in out
 
@@ -148,6 +148,7 @@ def test_videos_that_nobody_annotated_count_where_that_is_asked_for(world, run, 
             code,out,err = vadnb('eval', '--run', run, '--score.unknown', how)
             assert code==0, err
             found[how] = read_json(run/'eval.json')['metrics']
+            assert ('1 below raw_data/video are not in the annotation, such as stranger, and are not looked at' in err)==(how=='drop')
         code,_,err = vadnb('eval', '--run', run, '--score.unknown', 'error')
         assert code==2 and 'stranger' in err and 'score.unknown' in err
     finally: stranger.unlink()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['class_source', 'field_comments', 'config_keys', 'type_name', 'key_type', 'help_formatter', 'config_parser', 'refused',
            'nearest_key', 'flatten', 'check_keys', 'from_dict', 'finite', 'check_rules', 'check_conflicts', 'section',
-           'build_config', 'shipped_configs', 'find_config', 'to_yaml', 'config_changes']
+           'typed_keys', 'origin', 'build_config', 'shipped_configs', 'find_config', 'to_yaml', 'config_changes']
 
 # %% ../nbs/02_config.ipynb #75e0d6fa
 import dataclasses, functools, inspect, linecache, math, re, typing
@@ -219,6 +219,28 @@ def section(
     return dataclasses.field(default_factory=cls)
 
 # %% ../nbs/02_config.ipynb #ae2d4f55
+def typed_keys(
+    words, # of the command line: ['--optim.lr', '1e-5', ...]
+)->list: # dotted keys
+    "The keys that a command line gives"
+    return [m[1] for w in words if (m := re.match(r'--([\w.-]*)', w))]
+
+def origin(
+    cls, # a configuration dataclass
+    parser, # from `config_parser`
+    values:dict, # nested mapping of the file
+    given, # dotted keys of the command line
+    message:str, # of the rule that is broken
+    where:str, # the file
+)->str: # the file, or the command line
+    "Where the value came from that breaks a rule"
+    if set(re.findall(r'[\w.]*\w', message)) & {*given}: return 'command line'
+    if not given: return where
+    try: from_dict(cls, finite(parser.parse_object(values).as_dict()))
+    except ConfigError as e: return where if str(e)==message else f'command line, over {where}'
+    return f'command line, over {where}'
+
+# %% ../nbs/02_config.ipynb #2a0030cc
 def build_config(
     cls, # a configuration dataclass
     values:dict, # nested mapping, such as a YAML file holds
@@ -231,7 +253,7 @@ def build_config(
     check_keys(cls, values, where)
     parser,words = config_parser(cls, prog), list(overrides or [])
     types = {k: key_type(cls, k) for k in config_keys(cls)}
-    given = [m[1] for w in words if (m := re.match(r'--([\w.-]*)', w))]
+    given = typed_keys(words)
     for key in given:
         if key not in types:
             raise ConfigError(f"command line: unknown option '--{key}'{nearest_key(key, types)}")
@@ -240,9 +262,7 @@ def build_config(
     try: space = parser.parse_args(words, namespace=space)
     except ArgumentError as e: raise refused(types, 'command line', e) from None
     try: return from_dict(cls, finite(space.as_dict()))
-    except ConfigError as e:
-        named = set(re.findall(r"'([\w.]+)'", str(e)))
-        raise ConfigError(f"{'command line' if named & set(given) else where}: {e}") from None
+    except ConfigError as e: raise ConfigError(f'{origin(cls, parser, values, given, str(e), where)}: {e}') from None
 
 # %% ../nbs/02_config.ipynb #e7f5c1eb
 def shipped_configs()->dict: # name → path

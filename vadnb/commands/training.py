@@ -6,7 +6,7 @@
 __all__ = ['print_metrics', 'ended', 'report_failure', 'stopped_by_signal', 'train', 'verify', 'lr_find']
 
 # %% ../../nbs/commands/01_training.ipynb #3bf5c976
-import contextlib, os, signal
+import contextlib, os, re, signal
 from pathlib import Path
 from .words import command
 from .words import needed
@@ -25,7 +25,11 @@ def print_metrics(
     "Print metrics as tables"
     from vadnb.results.tables import metric_rows
     from vadnb.systems.registry import offer
-    tables = [metric_rows, *(offer(system, 'METRIC_TABLES') or ())]
+    # what a table of the system tells stands nowhere else
+    told = offer(system, 'TOLD') or '(?!)'
+    def others(metrics):
+        return metric_rows({k: v for k,v in metrics.items() if not re.match(rf'(baseline/)?({told})(/|$)', k)})
+    tables = [others, *(offer(system, 'METRIC_TABLES') or ())]
     for k,rows in enumerate(filter(None, (table(metrics) for table in tables))):
         print('\n'.join(['']*bool(k)+rows))
 

@@ -213,8 +213,7 @@ def count_frames(
     times = census.times
     if wrong := describe_damage(facts, census):
         if not keep:
-            raise VideoError(f"{facts.path}: {wrong}; re-encode or replace the file, "
-                             "or pass damaged='keep' to read what decodes")
+            raise VideoError(f"{facts.path}: {wrong}; re-encode or replace the file")
         facts.problems.append(wrong)
     elif facts.announced and facts.announced!=len(times):
         facts.problems.append(f'the header announces {facts.announced} frames, {len(times)} decode')

@@ -98,8 +98,7 @@ def read(self:PyavFrames,
     except Lost:
         wrong = describe_damage(self.facts, take_census(self.facts, self.threads))
         wrong = wrong or 'its frames do not come out in the order of its index'
-        raise VideoError(f"{self.path}: {wrong}; re-encode or replace the file, "
-                         "or pass damaged='keep' to read what decodes") from None
+        raise VideoError(f"{self.path}: {wrong}; re-encode or replace the file") from None
 
 # %% ../../nbs/data/09_frame_sources.ipynb #35251821
 decord_trial = r"""

@@ -154,7 +154,8 @@ def placed(
     "A segment inside its video; what lies outside is an error or cut"
     fault,fps = fault_of(e, v.duration, v.fps), v.fps
     if fault and outside=='error':
-        raise DataError(f"{e.where}: {fault}; correct it, or let what lies outside be cut (outside cut)")
+        raise DataError(f"{e.where}: {fault}; correct it, or let what lies outside be cut: --data.outside cut, in "
+                        'convert --outside cut')
     start,end = max(e.start, 0.), e.end if v.duration is None else min(e.end, v.duration)
     return (e.label, start, end) if start<end else fault
 
@@ -320,11 +321,14 @@ def stops_early(
     try:
         reader = VideoReader(path, damaged='keep')
         frames = len(reader)
-        end = frames/(video.rate or reader.fps)
+        end,rate = frames/(video.rate or reader.fps), f'{video.rate or reader.fps:g} frames per second'
     except VideoError: return DataError(f'{video.name}: {error}')
     lost = [f"'{label}' from {s:g} to {e:g} s" for label,s,e in video.events if e>end]
-    said = f"; {', '.join(lost)} lies behind frame {frames}, at {end:.2f} s" if lost else '; no segment is lost'
-    if not video.events: said = '' # of which there was none to lose
+    at = f"frame {frames}, at {end:.2f} s by the {rate} of {'the annotation' if video.rate else 'the file'}"
+    said = f"; {', '.join(lost)} lies behind {at}" if lost else f'; no segment is lost, as none ends behind {at}'
+    # a file that is not whole may be mistaken about its rate as well
+    said += '' if video.rate else '; add fps to the annotation if its times are of another clock'
+    if not video.events: said = '' # none to lose
     return DataError(f'{video.name}: {error}{said}')
 
 # %% ../../nbs/data/24_segments.ipynb #5cc27689

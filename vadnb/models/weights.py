@@ -54,6 +54,10 @@ def refused(
         return CheckpointError(f'{path}: a TorchScript archive, as OpenAI publishes its models, holds code and is not '
                                'read; where you trust it, convert it with torch and safetensors: '
                                f'{CONVERT.replace("FILE", Path(path).name)}')
+    with open(path, 'rb') as f: head = f.read(64)
+    # files of torch begin with the mark of an archive or of a pickle
+    if head and head.isascii() and all(c>=32 or c in b'\t\r\n' for c in head):
+        return CheckpointError(f'{path}: a file of text, which holds no tensors; give a .safetensors or .pth file')
     hostile = 'weights_only' in says.lower() or 'Unsupported' in says
     why = 'it names code that is not run here' if hostile else type(error).__name__
     return CheckpointError(f'{path}: not a file of plain tensors ({why}); convert it to safetensors where you trust it')

@@ -196,7 +196,7 @@ def draw_panel(
     if panel.best: ax.plot(*panel.best, 'o', ms=7, mfc='none', mec=INK, mew=1, zorder=3)
     panel_axes(ax, panel)
     if label: ax.set_xlabel('step', labelpad=1)
-    set_title(ax, PANEL_TITLES.get(panel.key, panel.key), 34, ' (log scale)' if wide(panel) else '')
+    set_title(ax, words(PANEL_TITLES.get(panel.key, panel.key)), 34, ' (log scale)' if wide(panel) else '')
     mine = [s for s in panel.series if s.role in ('train', 'valid')]
     if len(mine)==1: ax.set_title(short(float(mine[0].values[-1])), loc='right', fontsize=8, color=MUTED)
     if lines: legend(ax, lines)

@@ -75,7 +75,7 @@ def family_figure(
     ax.update_datalim([(x[-1], v) for k in own.values() if (v := as_number(last.get(k, 'none'))) is not None])
     ax.margins(x=.12)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    set_title(ax, name, after=' by threshold')
+    set_title(ax, words(name, 80), after=' by threshold')
     return fig
 
 # %% ../../nbs/report/09_families.ipynb #fd335a01

@@ -27,6 +27,7 @@ from .numbers import facts
 from .numbers import groups_section
 from .numbers import headline
 from .numbers import metrics_section
+from .numbers import tested_section
 from .page import Html
 from .page import document
 from .page import plain
@@ -47,7 +48,7 @@ def sections(
     other:Run=None, # one to compare with
 )->list: # of (name, section), in the order of a reader's questions
     "What a report holds"
-    found = [('health', health_section(run)), ('metrics', metrics_section(run)),
+    found = [('health', health_section(run)), ('metrics', metrics_section(run)), ('test data', tested_section(run)),
              ('by threshold', families_section(run, other)), ('mistakes', mistakes_section(run)),
              ('curves', curves_section(run, other)),
              ('comparison', comparison_section(run, other) if other else None),

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['HealthError', 'Check', 'Health', 'a_few_of', 'GroupsCheck', 'RatesCheck', 'GradientsCheck', 'FiniteCheck', 'residual',
-           'oscillates', 'OscillationCheck', 'WaitingCheck', 'SkippedCheck', 'BaselineCheck', 'ResumeCheck',
-           'general_checks']
+           'oscillates', 'OscillationCheck', 'WaitingCheck', 'SkippedCheck', 'UnreadSettingsCheck', 'BaselineCheck',
+           'ResumeCheck', 'general_checks']
 
 # %% ../../nbs/train/54_health.ipynb #60eb9365
-import math
+import math, torch
 import numpy as np
-import torch
 from fastcore.basics import patch
-from ..core import VadnbError
-from ..core import write_json
-from .callbacks import Callback
-from .callbacks import handlers
+from ..core import VadnbError, write_json
+from ..switches import unread_lines
+from .callbacks import Callback, handlers
 from .optim import group_faults
 from .samples import how_many
 
@@ -24,8 +22,7 @@ class HealthError(VadnbError): "A fault that makes going on pointless; the messa
 
 class Check(Callback):
     "Looks for one fault; `code` names it, `what` says what a healthy run looks like"
-    code,what = '', ''
-    health = None                                     # the `Health` that runs this check
+    code,what,health = '', '', None                   # the last is the `Health` that runs this check
     def find(self, severity, message, key='', **evidence):
         "Report, once per `key`; raises `HealthError` for a fault"
         self.health.add(self.code, severity, message, key, evidence)
@@ -57,8 +54,7 @@ def add(self:Health, code, severity, message, key, evidence):
     "Record a finding; the first of its key goes to the log and the screen"
     L = self.learner
     found = dict(step=L.step, code=code, severity=severity, message=message, evidence=evidence)
-    known = self.findings.get(f'{code}/{key}')
-    if known: known.update(message=message, evidence=evidence)
+    if known := self.findings.get(f'{code}/{key}'): known.update(message=message, evidence=evidence)
     else:
         self.findings[f'{code}/{key}'] = found
         L.log.row('health', **{k: found[k] for k in ('step', 'code', 'severity', 'message', 'evidence')})
@@ -310,6 +306,12 @@ class SkippedCheck(Check):
     def load_state_dict(self, state): self.seen = state['seen']
 
 # %% ../../nbs/train/54_health.ipynb #a4239612
+class UnreadSettingsCheck(Check):
+    "A setting that differs from its default and that nothing reads"
+    code,what = 'unread_settings', 'every setting that differs from its default is read by something'
+    def before_fit(self):
+        for line in unread_lines(self.learner.cfg): self.find('note', line, key=line)
+
 class BaselineCheck(Check):
     "A metric at or below its trivial baseline"
     code,what = 'below_baseline', 'every metric is better than its trivial baselines'
@@ -319,8 +321,7 @@ class BaselineCheck(Check):
             name,_,trivial = key.removeprefix('baseline/').rpartition('/')
             # of metrics by threshold the one that chooses the checkpoint speaks for all
             if not key.startswith('baseline/') or name not in L.metrics or '/' in name and name!=L.metric: continue
-            value = L.metrics[name]
-            sign = -1 if name==L.metric and L.metric_mode=='min' else 1
+            value,sign = L.metrics[name], -1 if name==L.metric and L.metric_mode=='min' else 1
             if not math.isfinite(value) or not math.isfinite(limit) or sign*value>sign*limit: continue
             oracle = trivial.startswith('perfect')
             why = (', which knows part of the answer' if oracle
@@ -334,8 +335,7 @@ class ResumeCheck(Check):
     "A run that was resumed with another configuration, batch size or data set"
     code,what = 'resumed_differently', 'a resumed run continues with the configuration it was started with'
     def before_fit(self):
-        L = self.learner
-        row = L.log.rows[-1] if L.log.rows else {}
+        L,row = self.learner, (self.learner.log.rows or [{}])[-1]
         if row.get('kind')!='resume' or not row.get('changed'): return
         says = ', '.join(f'{k} {a} → {b}' for k,(a,b) in row['changed'].items())
         self.find('warning', f'resumed at step {L.step} with changes: {says}; results are not those of one '
@@ -346,5 +346,5 @@ def general_checks(
 )->list: # one of each
     "The checks that every system gets"
     others = (RatesCheck, GradientsCheck, FiniteCheck, OscillationCheck, WaitingCheck, SkippedCheck, BaselineCheck,
-              ResumeCheck)
+              ResumeCheck, UnreadSettingsCheck)
     return [GroupsCheck(groups), *(check() for check in others)]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRIC', 'SHAPE', 'RANGES', 'DATA_RULES', 'FEED_RULES', 'MODEL_RULES', 'DETECTOR_RULES', 'LOSS_RULES', 'SCORE_RULES',
-           'RULES', 'CONFLICTS', 'DataConfig', 'CacheConfig', 'FeatureConfig', 'AugmentConfig', 'ModelConfig',
-           'AdapterConfig', 'DetectorConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'borrowed', 'share',
-           'clip_settings', 'clip_augmentation', 'levels', 'detector_settings', 'check_window', 'check_patches',
-           'Config']
+           'RULES', 'CONFLICTS', 'READ_WHEN', 'DataConfig', 'CacheConfig', 'FeatureConfig', 'AugmentConfig',
+           'ModelConfig', 'AdapterConfig', 'DetectorConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'borrowed',
+           'share', 'clip_settings', 'clip_augmentation', 'levels', 'detector_settings', 'check_window',
+           'check_patches', 'Config']
 
 # %% ../../../nbs/systems/adatad/00_config.ipynb #7c7a6689
 from dataclasses import dataclass, field
@@ -214,8 +214,7 @@ def clip_augmentation(c): # what `ClipAugmentation` is made with
 
 FEED_RULES = [
     ('cache.gb', lambda c: c.cache.gb>0, 'above 0'),
-    ('features.channels', lambda c: c.features.channels>=1, '1 or more'),
-    ('features.clip', lambda c: c.features.clip>=1, '1 or more'),
+    *[(f'features.{k}', lambda c, k=k: getattr(c.features, k)>=1, '1 or more') for k in ('channels', 'clip')],
     ('augment.jitter', lambda c: len(c.augment.jitter)==len(JITTER), f"{len(JITTER)} numbers: {', '.join(JITTER)}"),
     *borrowed(AUGMENTATION_RULES, clip_augmentation, dict.fromkeys(JITTER, 'augment.jitter')
               | {k: f'augment.{k}' for k in vars(AugmentConfig())} | dict(ratio='augment.aspect')),
@@ -255,8 +254,7 @@ LOSS_RULES = [
 SCORE_RULES = [
     ('score.threshold', lambda c: c.score.threshold is None or 0<=c.score.threshold<=1, 'between 0 and 1, or null'),
     ('score.least', lambda c: share(c.score.least), '0 or more, and below 1'),
-    ('score.top', lambda c: c.score.top>=1, '1 or more'),
-    ('score.most', lambda c: c.score.most>=1, '1 or more'),
+    ('score.top', lambda c: c.score.top>=1, '1 or more'), ('score.most', lambda c: c.score.most>=1, '1 or more'),
     ('score.sigma', lambda c: c.score.sigma>0, 'above 0'),
     ('score.iou', lambda c: 0<c.score.iou<=1, 'above 0 and at most 1'),
     ('score.min_score', lambda c: share(c.score.min_score), '0 or more, and below 1'),
@@ -280,14 +278,23 @@ CONFLICTS = [
     (lambda c: c.score.voting is not None and not c.score.agnostic,
         "'score.voting' is set and 'score.agnostic' is false, and suppression per class never votes (nor does it in "
         "OpenTAD, whose setting is inert there); set score.agnostic true or score.voting null"),
-    (lambda c: c.features.folder and c.cache.use,
-        "'cache.use' keeps decoded frames and 'features.folder' reads none; set one of them"),
     (lambda c: c.data.agnostic and c.data.classes and len(c.data.classes)>1,
         "'data.agnostic' makes all classes one and 'data.classes' names several; leave data.classes null"),
     (lambda c: c.score.video_scores and not c.data.agnostic,
         "'score.video_scores' would replace the network's own names; set data.agnostic true or video_scores null"),
     (lambda c: c.features.folder and c.score.unknown=='count',
         "'score.unknown' count needs the rate of videos, and 'features.folder' has none; set score.unknown drop"),
+]
+READ_WHEN = [ # see `vadnb.switches`
+    ('model.* adapter.* augment.* rates.adapters rates.backbone cache.* data.size data.short_side '
+        'data.paths score.folder_fps', 'features.folder', 'null'),
+    ('features.*', 'features.folder', 'set'), ('data.test_overlap', 'features.whole', [False]),
+    ('data.stride', 'data.whole features.folder', ([False], 'set')),
+    ('data.overlap data.length data.test_overlap', 'data.whole', [False]), ('cache.*', 'cache.use', [True]),
+    ('augment.*', 'augment.use', [True]), ('augment.magnitude', 'augment.operations', 'set'),
+    ('rates.backbone', 'model.frozen', [False]), ('rates.adapters adapter.*', 'adapter.blocks', 'not empty'),
+    ('score.sigma', 'score.suppression', ['gaussian']), ('score.iou', 'score.suppression', ['linear', 'hard']),
+    ('score.voting_weight', 'score.voting', 'set'), ('score.video_top score.fusion', 'score.video_scores', 'set'),
 ]
 
 # %% ../../../nbs/systems/adatad/00_config.ipynb #b95f164f
@@ -324,7 +331,7 @@ class Config(RunConfig):
     loss:LossConfig = section(LossConfig)
     rates:RateConfig = section(RateConfig)
     score:ScoreConfig = section(ScoreConfig)
-    rules,conflicts = RULES, CONFLICTS
+    rules,conflicts,read_when = RULES, CONFLICTS, READ_WHEN
 
     def __post_init__(self):
         super().__post_init__()

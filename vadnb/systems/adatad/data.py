@@ -7,7 +7,7 @@ __all__ = ['HOST', 'clip_form', 'augmentation', 'frame_cache', 'make_source', 'b
            'decoding_row', 'dropped_rows']
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #5569c438
-import sys
+import sys, warnings
 from functools import cached_property
 from pathlib import Path
 from dataclasses import replace
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from ...core import DataError
+from ...core import DataWarning
 from ...core import VadnbError
 from ...data.action_clips import ActionClips
 from ...data.action_clips import ActionWindows
@@ -98,7 +99,7 @@ class ActionData(Data):
     test_keys = ('data.test',)
     def __init__(self,
         cfg, # `Config`
-    ): self.cfg,self.held = cfg,{}
+    ): self.cfg,self.held,self.told = cfg,{},False
 
     @cached_property
     def annotation(self):
@@ -121,6 +122,9 @@ class ActionData(Data):
         if subset is None: return None
         # validation and test are often one subset, whose videos are opened once
         more = name=='test' and self.cfg.score.unknown!='drop'
+        if name=='test' and self.cfg.score.unknown=='drop' and not self.told:
+            self.told,line = True,self.unknown_line()
+            if line: warnings.warn(f'videos: {line}', DataWarning)
         key = 'train' if name=='train' else 'look', subset, more
         if key not in self.held: self.held[key] = self.videos(subset, name=='train', self.strangers() if more else {})
         return self.held[key]
@@ -239,15 +243,20 @@ def dropped_rows(
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #eb5a4d52
 @patch
+def unknown_line(self:ActionData)->str: # in words; '' where there are none
+    "Videos that the annotation does not name, and what happens to them. Raises `DataError` as `strangers`"
+    c,more = self.cfg,{} if self.cfg.features.folder else self.strangers()
+    if not more: return ''
+    what = 'are looked at in testing, for false alarms' if c.score.unknown=='count' else 'are not looked at'
+    return (f'{len(more)} below {c.data.videos} are not in the annotation, such as {next(iter(more))}, and {what} '
+            '(score.unknown)')
+
+@patch
 def stranger_rows(self:ActionData)->list: # of (what, whether it holds, detail)
     "Videos that the annotation does not name, and what happens to them"
-    d = self.cfg.data
-    try: more = self.strangers()
+    try: line = self.unknown_line()
     except DataError as e: return [('unknown videos', False, str(e))]
-    if not more: return []
-    what = 'are looked at in testing, for false alarms' if self.cfg.score.unknown=='count' else 'are not looked at'
-    return [('unknown videos', True, f'{len(more)} below {d.videos} are not in the annotation, such as '
-             f'{next(iter(more))}, and {what} (score.unknown)')]
+    return [('unknown videos', True, line)] if line else []
 
 # %% ../../../nbs/systems/adatad/01_data.ipynb #aed640b2
 @patch
@@ -265,7 +274,8 @@ def split_rows(self:ActionData,
 @patch
 def rows(self:ActionData):
     "→ (what, whether it holds, detail) for `vadnb verify`; None is a warning"
-    d = self.cfg.data
+    # a row speaks of unknown videos
+    d,self.told = self.cfg.data, True
     try: a = self.annotation
     except VadnbError as e: return [('annotation', False, str(e))]
     actions = sum(len(v.events) for v in a.videos.values())

@@ -28,7 +28,7 @@ from ...metrics.detection_errors import length_rows
 from ...plots import SERIES
 from ...plots import new_figure
 from ...plots import quiet
-from ...plots import words
+from ...plots import printable
 from ...report.families import cure_metrics
 from ...results.segment_threshold import as_plain
 from ...results.segment_threshold import best_threshold
@@ -286,5 +286,5 @@ def pictures(self:ActionScan)->dict:
         ax.set_yticks([0, 1], ['truth', 'found'], fontsize=6)
         draw_lanes(ax, [(*e, None) for e in truth[name]], 0, self.items.classes)
         draw_lanes(ax, [r for r in self.detections()[name] if r[3]>=least], 1, self.items.classes)
-        ax.set_title(words(name, 60), fontsize=6.5, loc='left', pad=1, parse_math=False)
+        ax.set_title(printable(name, 60), fontsize=6.5, loc='left', pad=1, parse_math=False)
     return dict(timelines=fig)

@@ -28,6 +28,7 @@ from .checks import ChosenHereCheck
 from .checks import LeftOutCheck
 from .checks import LostActionsCheck
 from .checks import StartCheck
+from .checks import UnknownVideosCheck
 from .checks import asleep
 from .checks import levels_without_work
 from .config import METRIC
@@ -108,7 +109,8 @@ class AdaTAD(System):
 
     def facts(self): return dict(classes=self.classes, **(dict(names=self.names) if self.cfg.data.agnostic else {}))
     def check_calibration(self): as_threshold(self.calibration)
-    def checks(self): return [BackboneCheck(), StartCheck(), LostActionsCheck(), LeftOutCheck(), ChosenHereCheck()]
+    def checks(self): return [BackboneCheck(), StartCheck(), LostActionsCheck(), LeftOutCheck(), UnknownVideosCheck(),
+                           ChosenHereCheck()]
     def after_step(self): self.seen = []
     def rows(self, data): return verify_rows(self, data)
     def idle(self):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA_RULES', 'MODEL_RULES', 'WEIGHTS', 'LOSS_RULES', 'BANK_RULES', 'RATE_RULES', 'CLASSES', 'SCORE_RULES',
-           'CONFLICTS', 'at_least', 'DataConfig', 'ModelConfig', 'LossConfig', 'BankConfig', 'RateConfig',
+           'CONFLICTS', 'READ_WHEN', 'at_least', 'DataConfig', 'ModelConfig', 'LossConfig', 'BankConfig', 'RateConfig',
            'default_prompts', 'ScoreConfig', 'undecided', 'unread_bank', 'Config']
 
 # %% ../../../nbs/systems/fgclip/00_config.ipynb #8caecf12
@@ -193,6 +193,14 @@ CONFLICTS = [
     unread_bank('regions', 'region_weight'), unread_bank('clips', 'global_weight'),
 ]
 
+# %% ../../../nbs/systems/fgclip/00_config.ipynb #8d9e899c
+READ_WHEN = [ # see `vadnb.switches`
+    ('data.event_share', 'data.sampling', ['event']),
+    ('data.valid_frames', 'data.valid_json data.valid_annotation data.test_json data.test_annotation', 'set'),
+    ('loss.global_frames', 'loss.global_weight loss.quiet_weight', 'set'),
+    ('bank.warmup', 'bank.regions bank.clips', 'set'),
+]
+
 # %% ../../../nbs/systems/fgclip/00_config.ipynb #aed70d74
 @dataclass(kw_only=True)
 class Config(RunConfig):
@@ -205,7 +213,7 @@ class Config(RunConfig):
     bank:BankConfig = section(BankConfig)
     rates:RateConfig = section(RateConfig)
     score:ScoreConfig = section(ScoreConfig)
-    conflicts = CONFLICTS
+    conflicts,read_when = CONFLICTS, READ_WHEN
 
     def make_data(self):
         "→ `FGCLIPData`; reads annotation when a split is asked for, decodes nothing"
