@@ -14,13 +14,11 @@ from pkgutil import iter_modules
 from typing import Callable
 from ..config import build_config
 from ..config import find_config
-from ..config import typed_keys
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import did_you_mean
 from ..core import joined
 from ..core import read_yaml
-from ..switches import check_read
 
 # %% ../../nbs/systems/59_registry.ipynb #e7de00d4
 REGISTERED = {} # name → module, or the name of one: systems of this process beside the folders
@@ -76,8 +74,6 @@ def load_config(
     path = find_config(name)
     values = read_yaml(path)
     cfg = build_config(class_for(values, path), values, list(overrides), str(path), prog)
-    try: check_read(cfg, typed_keys(overrides))
-    except ConfigError as e: raise ConfigError(f'command line: {e}') from None
     if cfg.system!=values['system']:
         raise ConfigError(f"command line: 'system' is {values['system']} in {path} and cannot be another; choose a "
                           f"configuration of {cfg.system}")
