@@ -61,8 +61,9 @@ def normalise_patches(
     if pixels.dtype!=torch.uint8: return pixels
     each = pixels.shape[1]//len(MEAN)
     # 255 is taken into the constants, as the processor of transformers does
-    mean,std = (torch.tensor(v, device=pixels.device).mul(255).repeat_interleave(each) for v in (MEAN, STD))
-    return (pixels.float()-mean)/std
+    mean,std = (torch.tensor(v).mul(255).repeat_interleave(each) for v in (MEAN, STD))
+    def there(v): return v.to(pixels.device, non_blocking=True)
+    return (pixels.float()-there(mean))/there(std)
 
 # %% ../../nbs/models/39_qwen_batch.ipynb #bc58ee45
 def embed(
