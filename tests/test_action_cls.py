@@ -49,7 +49,11 @@ def parameters(run):
     folder = find_checkpoint(run)
     return {f'{p}.{k}': v for p in read_json(folder/'card.json')['parts'] for k,v in read_part(folder, p).items()}
 
-def findings(run): return {f['code']: f['message'] for f in read_json(run/'health.json')['findings']}
+def findings(run):
+    "Code → what health says of it"
+    res = {}
+    for f in read_json(run/'health.json')['findings']: res[f['code']] = res.get(f['code'], '')+f['message']
+    return res
 
 # ---------------------------------------------------------------- the user's story
 
@@ -107,10 +111,13 @@ def test_a_run_is_measured(run):
     assert {'top1', 'baseline/top1/one_frame', 'baseline/top1/majority', 'class/MovingUp/accuracy', 'calibration_error_with_temperature'}<=m.keys()
 
 def test_a_run_predicts_clips_folders_and_windows(world, run, tmp_path):
-    code,out,err = vadnb('predict', world/'ucf'/'UCF-101', '--run', run, '--out', tmp_path/'a')
+    for c in ('MovingUp', 'MovingLeft'):
+        (tmp_path/'clips'/c).mkdir(parents=True)
+        shutil.copy(world/'ucf'/'UCF-101'/c/f'v_{c}_g01_c01.avi', tmp_path/'clips'/c)
+    code,out,err = vadnb('predict', tmp_path/'clips', '--run', run, '--out', tmp_path/'a')
     assert code==0, err
-    found = read_json(tmp_path/'a'/'UCF-101.accuracy.json')
-    assert found['videos']==found['of_known_class']==24 and (tmp_path/'a'/'UCF-101.confusion.png').exists()
+    found = read_json(tmp_path/'a'/'clips.accuracy.json')
+    assert found['videos']==found['of_known_class']==2 and (tmp_path/'a'/'clips.confusion.png').exists()
     assert (tmp_path/'a'/'MovingUp'/'v_MovingUp_g01_c01.jsonl').exists()
     clip = next((world/'ucf'/'UCF-101'/'MovingUp').iterdir())
     code,out,err = vadnb('predict', clip, '--run', run, '--out', tmp_path/'b', '--score.window', '0.5')
@@ -208,8 +215,11 @@ def built(world, folder, device):
     batch = data.collate([train.draw(i, np.random.default_rng(i)) for i in (0, 5, 21)])
     return system.to(device).train(), batch, data
 
-def test_a_gpu_that_is_not_there_gives_the_numbers_of_the_cpu(world, tmp_path, on_cuda):
+def test_a_gpu_that_is_not_there_gives_the_numbers_of_the_cpu(world, tmp_path, on_cuda, monkeypatch):
     from pretend_cuda import DEVICE
+    # a constant that transformers makes on the device itself asks for a driver before anybody can pretend one
+    made = torch.tensor
+    monkeypatch.setattr(torch, 'tensor', lambda *a, device=None, **kw: made(*a, **kw) if device is None else made(*a, **kw).to(device))
     from torch.nn.attention import SDPBackend, sdpa_kernel
     clip = next((world/'ssv2').rglob('*.webm'))
     def everything(device):
@@ -231,3 +241,222 @@ def test_a_gpu_that_is_not_there_gives_the_numbers_of_the_cpu(world, tmp_path, o
     for k in plain[0]: torch.testing.assert_close(found[0][k], plain[0][k], rtol=1e-3, atol=1e-5, msg=lambda s: f'{k}: {s}')
     assert found[1]==pytest.approx(plain[1], abs=1e-3)
     np.testing.assert_allclose(found[2], plain[2], atol=1e-4)
+
+# ---------------------------------------------------------------- bad input
+
+@pytest.mark.parametrize('more,says', [
+    (('--data.train', '["ucf101_train1"]'), "did you mean 'ucf101_train01'"), (('--data.train', '[]'), "'data.train' must be"),
+    (('--data.train', '["nowhere.json"]'), 'nowhere.json'), (('--data.cutoff', '40'), 'the cutoff is 40'),
+    (('--model.pretrained', 'true'), 'give --model.base FOLDER'), (('--model.pretrained', 'true', '--model.base', 'missing/folder/x'), 'no such model folder'),
+    (('--lora.targets', '["languages"]'), "'lora.targets' must be some of"), (('--decoder.kind', 'transformer', '--decoder.heads', '5'), 'decoder.heads'),
+    (('--decoder.weights', 'nowhere'), 'nowhere'), (('--model.adapter', 'nowhere'), 'nowhere'), (('--train.metric', 'top_1'), "did you mean 'top1'"),
+    (('--data.valid', '["ucf101_train01"]', '--data.hold_out', '0'), 'in train and in validation'), (('--sampling.clips', '3'), "'sampling.clips' must be 1"),
+    (('--lora.targets', '["vision"]'), 'do one of the two')])
+def test_what_cannot_be_is_said_in_one_line(world, tmp_path, more, says):
+    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, tmp_path, 'bad', *more))
+    assert code==2 and says in err and len(err.strip().splitlines())==1, err
+    assert not (tmp_path/'bad'/'checkpoints').exists()
+
+def entries(world): return read_json(world/'sets'/'ucf101_train01.json')
+
+@pytest.mark.parametrize('change,says', [
+    (lambda e: e.update(action_label=4), 'label: action_label is 4'), (lambda e: e.pop('action_label'), 'label: action_label is missing'),
+    (lambda e: e['messages'][0].update(content='<video>What?'), 'action_token: <ACTION> stands 0 times'),
+    (lambda e: e['messages'][0].update(content='<ACTION> <video>What?'), 'order: <video> stands behind'),
+    (lambda e: (e['messages'][0].update(content='<video>What?'), e['messages'][1].update(content='It moves down. <ACTION>')), 'leak: <ACTION> comes after'),
+    (lambda e: e['videos'].append('more.avi'), 'videos: 2 files for 1 <video>'), (lambda e: e.update(videos=['gone.avi']), 'videos: gone.avi is not there')])
+def test_an_entry_that_breaks_a_rule_names_file_number_rule_and_fix(world, tmp_path, change, says):
+    held = entries(world)
+    change(held[3])
+    shutil.copytree(world/'sets', tmp_path/'sets')
+    write_json(tmp_path/'sets'/'ucf101_train01.json', held)
+    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, tmp_path, 'bad', '--data.info', tmp_path/'sets'))
+    rule,what = says.split(': ', 1)
+    what = what.removeprefix('gone.avi ')
+    assert code==2 and f'ucf101_train01.json, entry 3, {rule}' in err and what in err and len(err.strip().splitlines())==1, err
+
+def test_a_video_that_comes_twice_is_refused(world, tmp_path):
+    held = entries(world)
+    shutil.copytree(world/'sets', tmp_path/'sets')
+    write_json(tmp_path/'sets'/'ucf101_train01.json', [*held, held[0]])
+    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, tmp_path, 'bad', '--data.info', tmp_path/'sets'))
+    assert code==2 and 'is used twice' in err
+
+def test_a_clip_that_cannot_be_read_is_named_or_left_out(world, tmp_path):
+    held = entries(world)
+    (tmp_path/'broken.avi').write_bytes(b'RIFF nothing')
+    held[3]['videos'] = [str(tmp_path/'broken.avi')]
+    shutil.copytree(world/'sets', tmp_path/'sets')
+    write_json(tmp_path/'sets'/'ucf101_train01.json', held)
+    more = '--data.info', tmp_path/'sets', '--data.hold_out', 0, '--train.batch_size', 5
+    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, tmp_path, 'bad', *more))
+    assert code==2 and 'broken.avi' in err and len(err.strip().splitlines())==1
+    learner = fit(config(world, tmp_path, 'skip', *more, '--train.on_bad_sample', 'skip'))
+    assert learner.step==4 and any('broken.avi' in k for k in learner.skipped)
+
+def refused(world, runs, name, *more):
+    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, runs, name, *more))
+    assert code==2 and len(err.strip().splitlines())==1, err
+    return err
+
+def test_another_model_or_mix_is_not_resumed(world, run, tmp_path):
+    own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
+    before = {p: p.stat().st_mtime_ns for p in own.rglob('*') if p.is_file()}
+    tiny_folder(tmp_path/'other', seed=2, hidden=32, heads=2, layers=1, vision_hidden=16, vision_layers=1)
+    tiny_folder(tmp_path/'wide', seed=2, hidden=48, heads=2, layers=1, vision_hidden=16, vision_layers=1)
+    base = '--model.pretrained', 'true', '--model.vision', 'false', '--model.merger', 'false', '--train.steps', 6
+    says = [('other', 'digest'), ('wide', 'width 48 instead of 32')]
+    for folder,word in says: assert word in refused(world, tmp_path, 'run', *base, '--model.base', tmp_path/folder)
+    assert 'sets' in refused(world, tmp_path, 'run', *given(world), *TWO, '--train.steps', 6)
+    assert 'counts' in refused(world, tmp_path, 'run', *given(world), '--data.most', 6, '--train.steps', 6)
+    assert 'does not fit this model' in refused(world, tmp_path, 'run', *given(world), '--lora.rank', 3, '--train.steps', 6)
+    assert {p: p.stat().st_mtime_ns for p in own.rglob('*') if p.is_file()}==before
+    with pytest.raises(CheckpointError, match='digest'): load_run(own, overrides=['--model.base', str(tmp_path/'other')])
+    with pytest.raises(CheckpointError, match='no such model folder'): load_run(own, overrides=['--model.base', str(tmp_path/'a'/'gone'/'b')])
+
+def test_a_checkpoint_without_its_decoder_is_refused(world, run, tmp_path):
+    own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
+    for p in own.rglob('action_decoder.safetensors'): p.unlink()
+    code,_,err = vadnb('eval', '--run', own)
+    assert code==2 and 'action_decoder' in err and len(err.strip().splitlines())==1
+
+def test_a_base_without_tokenizer_is_named(world, run, tmp_path):
+    shutil.copytree(world/'base', tmp_path/'base')
+    (tmp_path/'base'/'tokenizer.json').unlink()
+    code,_,err = vadnb('eval', '--run', run, '--model.base', tmp_path/'base')
+    assert code==2 and 'tokenizer.json: no such file' in err
+
+def test_an_adapter_and_a_decoder_are_a_start(world, run, tmp_path):
+    folder = find_checkpoint(run)
+    start = '--model.adapter', folder, '--decoder.weights', folder
+    cfg = config(world, tmp_path, 'started', *given(world), *start)
+    system = cfg.build(cfg.make_data().facts())
+    system.start(True)
+    known,_ = load_run(run, 'last')
+    for k,v in known.state_dict().items(): assert torch.equal(v, system.state_dict()[k]), k
+    assert 'does not fit this decoder' in refused(world, tmp_path, 'bad', *given(world), '--decoder.weights', folder, '--decoder.kind', 'mlp')
+    assert 'rank' in refused(world, tmp_path, 'bad', *given(world), '--model.adapter', folder, '--lora.rank', 3)
+
+def test_classes_of_another_order_are_matched_and_foreign_ones_refused(world, run, tmp_path):
+    sets = tmp_path/'sets'
+    shutil.copytree(world/'sets', sets)
+    names,held = read_json(sets/'ucf101_classes.json'), read_json(sets/'ucf101_test01.json')
+    for e in held: e['action_label'] = 3-e['action_label']
+    write_json(sets/'ucf101_test01.json', held)
+    write_json(sets/'ucf101_classes.json', names[::-1])
+    for which in (world/'sets', sets):
+        code,_,err = vadnb('eval', '--run', run, '--data.info', which, '--out', tmp_path/f'{which.parent.name}.json')
+        assert code==0, err
+    a,b = (read_json(tmp_path/f'{n}.json')['metrics'] for n in (world.name, tmp_path.name))
+    assert a==pytest.approx(b)
+    write_json(sets/'ucf101_classes.json', ['MovingAway', *names[1:]])
+    code,_,err = vadnb('eval', '--run', run, '--data.info', sets)
+    assert code==2 and "'MovingAway' is none of the 4 of the model" in err
+
+@pytest.mark.parametrize('harm,says', [
+    (dict(facts=dict(sets=dict(directions=dict(classes=['a', 'a'], counts=[1, 1], prompt='x')))), 'facts.classes: must be a list of different names'),
+    (dict(facts=dict(sets=dict(other={}))), 'facts.sets: are of other'), (dict(calibration=dict(step=4, value=dict(directions=dict(temperature='high')))), 'class temperature')])
+def test_a_card_of_a_stranger_is_named(run, tmp_path, harm, says):
+    own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
+    for p in own.rglob('card.json'): write_json(p, read_json(p) | harm)
+    with pytest.raises(CheckpointError, match=f'card.json: {says}'): load_run(own)
+
+# ---------------------------------------------------------------- health, each fault planted
+
+def planted(world, folder, monkeypatch, harm, *more):
+    "Codes of what health says of a run that something was done to"
+    made = ActionCls.assemble
+    def assemble(self, qwen): made(self, qwen); harm(self)
+    monkeypatch.setattr(ActionCls, 'assemble', assemble)
+    learner = fit(config(world, folder, 'planted', *more))
+    return findings(learner.run)
+
+def test_a_healthy_run_raises_no_alarm(world, tmp_path):
+    learner = fit(config(world, tmp_path, 'well', *TWO, '--train.steps', 8, '--rates.loraplus', 4, '--lora.dora', 'true'))
+    assert not {*findings(learner.run)}-{'below_baseline'}
+
+@pytest.mark.parametrize('fault,code,says', [
+    ('frozen token', 'token_row', 'is not trained'), ('shrunk', 'embedding', 'rows were cut off'), ('scale', 'rate_scale', 'the scale has no effect'),
+    ('ratio', 'rate_scale', 'no matrix B'), ('undrawn', 'undrawn_set', 'no clip of ssv2'), ('answer first', 'label_visible', 'tells the class')])
+def test_a_planted_fault_is_named(world, tmp_path, monkeypatch, fault, code, says):
+    def harm(system):
+        if fault=='frozen token': system.qwen.action_row.requires_grad_(False)
+        if fault=='shrunk': system.base_rows = system.base_rows+64
+    more = [*TWO, '--data.weights', '[1,0]', '--train.steps', 9] if fault=='undrawn' else ['--rates.token', .5, '--rates.loraplus', 4, '--data.hold_out', 0]
+    groups = ActionCls.groups
+    if fault=='scale': monkeypatch.setattr(ActionCls, 'groups', lambda self: [g | dict(lr=self.cfg.optim.lr) if g['name']=='token' else g for g in groups(self)])
+    def by_dimension(self): # as the rule of peft has it
+        found = {g['name']: g for g in groups(self)}
+        found['lora_b']['params'] = found['lora_b']['params']+found.pop('decoder_no_decay')['params']
+        return [*found.values()]
+    if fault=='ratio': monkeypatch.setattr(ActionCls, 'groups', by_dimension)
+    if fault=='answer first':
+        from vadnb.systems.action_cls import data
+        made = data.chat_tokens
+        class Telling:
+            def __init__(self, m): self.tokens = made(m); self.tokenizer = self.tokens.tokenizer
+            def __call__(self, before, counts=(), after='', answer=None): return self.tokens(f'{before} {answer} ', counts, after, answer)
+        monkeypatch.setattr(data, 'chat_tokens', Telling)
+        more += ['--loss.text', .1]
+    assert says in planted(world, tmp_path, monkeypatch, harm, *more).get(code, ''), findings(tmp_path/'planted')
+
+@pytest.mark.parametrize('fault,says', [('optimizer', 'parameters are in no optimizer group'), ('checkpoint', 'are in no part of'), ('precision', 'float32')])
+def test_a_decoder_that_is_left_out_stops_the_run(world, tmp_path, monkeypatch, fault, says):
+    groups,parts = ActionCls.groups, ActionCls.parts
+    if fault=='optimizer': monkeypatch.setattr(ActionCls, 'groups', lambda self: [g for g in groups(self) if not g['name'].startswith('decoder')])
+    if fault=='checkpoint': monkeypatch.setattr(ActionCls, 'parts', lambda self: {k: v for k,v in parts(self).items() if k!='action_decoder'})
+    if fault!='precision':
+        err = refused_or_fault(world, tmp_path)
+        assert says in err
+        return
+    made = ActionCls.assemble
+    def assemble(self, qwen):
+        made(self, qwen)
+        for n,p in qwen.model.named_parameters():
+            if 'lora_B' in n: p.data = p.data.bfloat16()
+    monkeypatch.setattr(ActionCls, 'assemble', assemble)
+    # without autocast such a model does not even run
+    with pytest.raises(RuntimeError): fit(config(world, tmp_path, 'half'))
+    assert says in findings(tmp_path/'half')['precision']
+
+def refused_or_fault(world, folder):
+    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, folder, 'fault'))
+    assert code!=0
+    return err
+
+# ---------------------------------------------------------------- real clips
+
+def test_real_clips_of_ucf101_and_ssv2_go_through_the_converters_train_resume_and_predict(shared, tmp_path):
+    real = shared/'data'
+    for folder,names in ((tmp_path/'ucf'/'SoccerJuggling', ['torchvision/v_SoccerJuggling_g23_c01.avi', 'torchvision/v_SoccerJuggling_g24_c01.avi']),
+                         (tmp_path/'ucf'/'ApplyEyeMakeup', ['ucf101/v_ApplyEyeMakeup_g01_c01.avi'])):
+        folder.mkdir(parents=True)
+        for n in names: shutil.copy(real/'video'/n, folder)
+    # of the official lists the lines whose clips are here; one more line moves a clip into training
+    def lines(name): return [l for l in (real/'ucf101'/name).read_text().splitlines() if (tmp_path/'ucf'/l.split()[0]).exists()]
+    (tmp_path/'lists').mkdir()
+    shutil.copy(real/'ucf101'/'classInd.txt', tmp_path/'lists')
+    (tmp_path/'lists'/'trainlist01.txt').write_text('\r\n'.join([*lines('trainlist01.txt'), *lines('testlist01.txt')]))
+    (tmp_path/'lists'/'testlist01.txt').write_text('\r\n'.join(lines('testlist01.txt')))
+    rows = json.loads((real/'ssv2'/'validation_first300.json').read_text())
+    (tmp_path/'ssv2').mkdir()
+    clips = sorted((real/'ssv2'/'clips').iterdir())
+    for name in ('train', 'validation'):
+        write_json(tmp_path/'ssv2'/f'{name}.json', [dict(r, id=c.stem) for r,c in zip(rows, clips)])
+    shutil.copy(real/'ssv2'/'labels.json', tmp_path/'ssv2')
+    for what,source,videos in (('ucf101', 'lists', tmp_path/'ucf'), ('ssv2', 'ssv2', real/'ssv2'/'clips')):
+        code,out,err = vadnb('convert', what, tmp_path/source, tmp_path/'sets', '--videos', videos)
+        assert code==0, err
+    more = ['--data.train', '["ucf101_train01","ssv2_train"]', '--data.test', '["","ssv2_valid"]', '--data.names', '["ucf","ssv2"]', '--data.hold_out', 0,
+            '--data.keep_gb', 0, '--sampling.how', 'rate', '--sampling.fps', 2, '--sampling.jitter', 'true', '--train.batch_size', 4, '--train.steps', 3, '--pixels.most', 12544]
+    fit(config(tmp_path, tmp_path/'runs', 'real', *more), [StopAt(2)])
+    learner = fit(config(tmp_path, tmp_path/'runs', 'real', *more))
+    assert learner.step==3 and {n: d.num_classes for n,d in learner.system.decoders.items()}==dict(ucf=101, ssv2=174)
+    system,_ = load_run(learner.run, overrides=['--score.head', 'ucf', '--score.window', '3'])
+    found = list(system.predict(tmp_path/'ucf'))
+    assert [f.true_class for f in found]==['ApplyEyeMakeup', 'SoccerJuggling', 'SoccerJuggling'] and all(len(f.spans)>1 for f in found)
+    assert all(np.allclose(f.probabilities.sum(1), 1, atol=1e-5) for f in found)
+    broken, = system.predict(real/'video'/'decord'/'corrupted.mp4')
+    assert isinstance(broken, DataError)
+    code,out,err = vadnb('eval', '--run', learner.run)
+    assert code==0 and 'top5' in read_json(learner.run/'eval.json')['metrics'], err
