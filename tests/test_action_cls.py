@@ -156,6 +156,40 @@ def test_views_of_a_clip_are_averaged_and_named(world, run):
     said, = system.predict(next((world/'ucf'/'UCF-101'/'MovingUp').iterdir()))
     assert len(said.looked[0])==8 and len(said.spans)==1
 
+def test_kept_visual_tokens_give_the_same_curve(world, tmp_path):
+    "Bit for bit, also after a stop; the clips themselves are read once"
+    more = *given(world), '--train.steps', 6, '--data.hold_out', 0, '--data.keep_gb', 0
+    plain = fit(config(world, tmp_path, 'plain', *more, '--cache.where', 'off'))
+    for where in ('memory', 'disk'):
+        fit(config(world, tmp_path, where, *more, '--cache.where', where), [StopAt(3)])
+        kept = fit(config(world, tmp_path, where, *more, '--cache.where', where))
+        assert type(kept.train).__name__=='TokenClips'
+        assert [r['loss'] for r in rows(kept.run, 'train')]==[r['loss'] for r in rows(plain.run, 'train')]
+        a,b = parameters(plain.run), parameters(kept.run)
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_half_precision_leaves_what_trains_alone(world, tmp_path):
+    "A bf16 base under autocast, recomputed in the backward pass, with DoRA and a decoder that reads visual tokens"
+    learner = fit(config(world, tmp_path, 'half', *given(world), '--model.dtype', 'bf16', '--train.precision', 'bf16', '--train.gradient_checkpointing', 'true',
+                         '--lora.dora', 'true', '--decoder.kind', 'transformer', '--decoder.heads', 4, '--train.steps', 2))
+    system = learner.system
+    assert {p.dtype for p in system.parameters() if p.requires_grad}=={torch.float32} and system.qwen.language.embed_tokens.weight.dtype==torch.bfloat16
+    assert 'precision' not in findings(learner.run) and all(np.isfinite(r['loss']) for r in rows(learner.run, 'train'))
+    read,_ = load_run(learner.run, 'last')
+    for k,v in system.state_dict().items(): assert torch.equal(v, read.state_dict()[k]), k
+
+def test_the_folder_of_the_guide_is_read(run, tmp_path):
+    "Its decoder has no configuration"
+    folder = Path(shutil.copytree(find_checkpoint(run), tmp_path/'output'))
+    (folder/'action_decoder_config.json').unlink()
+    system,_ = load_run(run, 'last')
+    want = {k: v.clone() for k,v in system.state_dict().items()}
+    with torch.no_grad():
+        for p in system.parameters():
+            if p.requires_grad: p.zero_()
+    assert system.load_reference(folder)==[]
+    assert all(torch.equal(v, system.state_dict()[k]) for k,v in want.items())
+
 # ---------------------------------------------------------------- several sets
 
 def test_two_sets_train_together_each_with_its_decoder(world, tmp_path):

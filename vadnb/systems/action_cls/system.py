@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'known_sets', 'lora_options', 'make_base', 'make_decoder', 'ActionCls', 'still']
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #5e40383f
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #3d01e8bf
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -34,13 +34,14 @@ from .predict import predict_video
 from .scan import ClassScan
 from .scan import Look
 from .scan import named
+from .tokens import kept_tokens
 from ...train.card import class_names
 from ...train.card import known_facts
 from ...train.feed import to_device
 from ...train.optim import split_decay
 from ...train.system import System
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #ef0d4bf4
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #fb2e9cf3
 def known_sets(
     cfg, # `Config`
     facts, # from data, perhaps through a card
@@ -63,7 +64,7 @@ def known_sets(
             raise CheckpointError(f'facts.sets.{n}.counts: must be a number for each class')
     return sets
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #cf2d8ec3
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #bbce5240
 def lora_options(
     l, # `LoraConfig`
 )->LoraOptions:
@@ -82,7 +83,7 @@ def make_base(
     dtype = dict(stored=None, fp32=torch.float32, bf16=torch.bfloat16)[m.dtype]
     return QwenVL.from_folder(m.base, dtype, m.attention, m.action_token, m.action_start)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #e75f40e8
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #5b566863
 def make_decoder(
     d, # `DecoderConfig`
     hidden:int, # width of a row
@@ -92,7 +93,7 @@ def make_decoder(
     try: return ActionDecoder(hidden, classes, d.kind, d.middle, d.layers, d.heads, d.dropout, d.width)
     except ConfigError as e: raise ConfigError(f'decoder.{e}') from None
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #d40b04aa
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #e0431aa5
 FIGURES = ('top1', 'top5', 'mean_class_accuracy', 'cross_entropy', 'calibration_error')
 
 class ActionCls(System):
@@ -122,8 +123,9 @@ class ActionCls(System):
     def check_calibration(self):
         for v in (self.calibration or {}).values(): as_temperature(v)
     def gradient_checkpointing(self): self.qwen.gradient_checkpointing()
+    def feed(self, data, fresh): return kept_tokens(self, data)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #22d8bd65
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #6658fb65
 @patch
 def assemble(self:ActionCls,
     qwen:QwenVL, # the base
@@ -156,7 +158,7 @@ def start(self:ActionCls,
     if d.weights:
         for decoder in self.decoders.values(): decoder.load_pretrained(d.weights)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #8fccbcd8
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #323ba7c7
 @patch
 def groups(self:ActionCls):
     "Adapters by matrix, magnitudes, token, decoders, vision and merger, each at its multiple of the base rate"
@@ -167,7 +169,7 @@ def groups(self:ActionCls):
     def plain(g, k): return g | dict(name=k) if k in ('token', 'magnitude') else g # vectors, of which none decays
     return [plain(g, k) for k,ps in parts.items() for g in split_decay(k, ps, o.lr*rate[k], o.weight_decay)]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #2557320f
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #18376cc2
 @patch
 def answers(self:ActionCls,
     rows, # (B, hidden)
@@ -186,7 +188,7 @@ def answers(self:ActionCls,
 @patch
 def uploaded(self:ActionCls, at): return torch.from_numpy(at).to(self.device, non_blocking=True)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #1e5635e3
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #6f9fe6f5
 @patch
 def loss(self:ActionCls, batch):
     "Cross-entropy of every sample in the classes of its set, over the samples of all processes; of answers, if asked"
@@ -212,7 +214,7 @@ def loss(self:ActionCls, batch):
         res['loss/text'] = mean_over_processes(seen.text_loss*words, words)
     return dict(loss=res['loss/cls']+l.text*res.get('loss/text', 0.), **(res if l.text else {}))
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #7245b242
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #f20a77f4
 @patch
 def before_step(self:ActionCls):
     "Decoders that no process used since the last step have no gradient"
@@ -223,7 +225,7 @@ def before_step(self:ActionCls):
         if there: continue
         for p in self.decoders[n].parameters(): p.grad = None
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #8f7d7d87
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #d1effa5e
 @patch
 def after_step(self:ActionCls): self.used.clear()
 
@@ -231,7 +233,7 @@ def after_step(self:ActionCls): self.used.clear()
 def idle(self:ActionCls):
     return [f'decoders.{n}.{k}' for n,d in self.decoders.items() if n not in self.used for k,_ in d.named_parameters()]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #a978045d
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #b168c86a
 def still(
     rows, # patches of all videos of a batch, (N, 3*2*14*14)
     grids, # (t, h, w) of each video, on the host
@@ -244,7 +246,7 @@ def still(
         res.append(x[t//2:t//2+1,:,:,:1].expand_as(x).reshape(t*h*w, -1))
     return torch.cat(res)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #6eb87f7e
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #7d50354a
 @patch
 def logits(self:ActionCls, batch, host)->dict: # name of a set → numbers of its samples, logits on the host
     "What the decoders say of a batch"
@@ -267,7 +269,7 @@ def look(self:ActionCls, batch)->list: # a `Look` for each sample
             res[i] = Look(names.index(n), int(host['video'][i]), int(host['view'][i]), x[k], single)
     return [res[i] for i in sorted(res)]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #c23e41d0
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #ae78c40e
 @patch
 def predict(self:ActionCls,
     source, # a clip, a folder of pictures, a folder of clips, or of folders that are called like classes
@@ -283,7 +285,7 @@ def predict(self:ActionCls,
         except DataError as e: found = e
         yield found
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #67b0e299
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #a22e07e1
 @patch
 def parts(self:ActionCls):
     "Adapters and token, decoders, and of the base what could not be had again"
@@ -300,7 +302,7 @@ def files(self:ActionCls):
     alone = next(iter(told.values()))
     return self.qwen.files() | {'action_decoder_config.json': alone if len(told)==1 else told}
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #36c49c5a
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #007c3303
 @patch
 def provenance(self:ActionCls):
     "The base that is frozen and had elsewhere"
@@ -319,7 +321,7 @@ def check_provenance(self:ActionCls, known, where):
     raise CheckpointError(f'{where}: the base is not the one this run was trained with ({says}); give that one with '
                           '--model.base and its --model.dtype, or another --name')
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #f289fcaf
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #bcc758f7
 @patch
 def load_reference(self:ActionCls,
     weights, # output folder of the public action_cls: adapter_model.safetensors, action_decoder.safetensors
@@ -331,7 +333,7 @@ def load_reference(self:ActionCls,
     next(iter(self.decoders.values())).load_pretrained(weights)
     return unused
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #06b63ecc
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #f8919c07
 @patch
 def rows(self:ActionCls, data):
     "→ (what, whether it holds, detail) for `vadnb verify`, beside those of the data; None is a warning"
