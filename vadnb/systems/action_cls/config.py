@@ -7,7 +7,7 @@ __all__ = ['METRIC', 'DATA_RULES', 'MODEL_RULES', 'CONFLICTS', 'DataConfig', 'Pi
            'LoraConfig', 'DecoderConfig', 'LossConfig', 'RateConfig', 'ScoreConfig', 'set_names', 'beside',
            'loss_rules', 'never_alike', 'check_clip', 'Config']
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #c9d29dc9
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #fa7f4801
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,7 +19,7 @@ from ...losses.classification import LOSS_RULES as CLASSIFICATION_RULES
 from ...models.lora import PARTS
 from ...train.system import RunConfig
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #d41f87c7
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #fdf3f935
 METRIC = 'top1' # what makes a checkpoint the best one, where nothing else is asked for
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class DataConfig:
     cutoff:int = 2048 # most tokens of a sample; one that is longer is refused, never cut
     keep_gb:float = 0. # memory of each loading process for decoded clips, where no frame is drawn at random
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #6c940f87
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #885f8d01
 @dataclass(kw_only=True)
 class PixelConfig:
     "How large frames are"
@@ -50,7 +50,7 @@ class PixelConfig:
     rule:Literal['plain', 'capped', 'qwen_vl_utils', 'two_step'] = 'plain' # two_step: as LLaMA-Factory
     folder_fps:float|None = None # frames per second of folders of pictures, which carry none
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #8f6bab2d
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #0c30bad6
 @dataclass(kw_only=True)
 class CacheConfig:
     "Visual tokens of training clips, where they are the same in every epoch"
@@ -58,7 +58,7 @@ class CacheConfig:
     folder:str|None = None # of the caches on disk; null: `features` in the folder of runs
     gb:float = 8. # most that is kept
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #4eea9075
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #905a7ad9
 @dataclass(kw_only=True)
 class ModelConfig:
     "The vision-language model and where it is read"
@@ -81,7 +81,7 @@ class ModelConfig:
     vision_heads:int = 2 # its attention heads
     init_std:float = 0.02 # standard deviation of the weights
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #b115fe14
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #1fbc22f8
 @dataclass(kw_only=True)
 class LoraConfig:
     "Small corrections beside frozen matrices"
@@ -104,7 +104,7 @@ class DecoderConfig:
     dropout:float|None = None # null: 0.1 in a transformer, else none
     weights:str|None = None # folder of a decoder that training starts from
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #f97427ad
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #bfaa5d33
 @dataclass(kw_only=True)
 class LossConfig:
     "What a wrong class costs"
@@ -125,18 +125,19 @@ class RateConfig:
     vision:float = 1. # vision tower, where it trains
     merger:float = 1. # what lies behind it, where that trains
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #5ff3090b
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #8b451c24
 @dataclass(kw_only=True)
 class ScoreConfig:
     "From views to what is said of a clip"
     average:Literal['probabilities', 'logits'] = 'probabilities' # of the views of a clip
     one_frame:bool = True # measure beside every accuracy what one frame, repeated, reaches
+    text:bool = False # measure beside it what the base says of the class names, without training
     head:str|None = None # which set's classes prediction speaks of, where a model knows several
     prompt:str|None = None # question of prediction, with <video> and <ACTION>; null: that of training
     window:float|None = None # prediction: seconds of a window that slides over a video; null: the video is one clip
     overlap:float = 0.5 # share that two windows have in common
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #da555d04
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #3cbd9e25
 def set_names(
     data, # `DataConfig`
 )->list: # a name for each of its sets
@@ -147,7 +148,7 @@ def set_names(
         return re.sub(r'\W', '_', re.sub(r'_?train(ing)?\d*$', '', stem)).strip('_') or 'clips'
     return list(map(short, data.train))
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #55da7557
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #05b40a3c
 def beside(key): # whether a list of the section `data` is empty, or as long as that of the sets
     return lambda c: not getattr(c.data, key) or len(getattr(c.data, key))==len(c.data.train)
 
@@ -171,7 +172,7 @@ DATA_RULES = [
     ('pixels.folder_fps', lambda c: c.pixels.folder_fps is None or c.pixels.folder_fps>0, 'above 0, or null'),
 ]
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #b38d3cc2
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #b976a03e
 def loss_rules(): # those of the loss itself, which stand where the values go
     def row(key, holds, wanted): return f'loss.{key}', lambda c: holds(getattr(c.loss, key)), wanted
     return [row(*r) for r in CLASSIFICATION_RULES if r[0] in vars(LossConfig())]
@@ -195,7 +196,7 @@ MODEL_RULES = [
     ('score.prompt', lambda c: c.score.prompt is None or '<video>' in c.score.prompt, 'a question with <video>'),
 ]
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #836182cf
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #aa56a52e
 def never_alike(
     cfg, # `Config`
 )->str: # in words; '' where they may be
@@ -235,7 +236,7 @@ def check_clip(
         raise ConfigError("'data.keep_gb' keeps decoded clips and 'sampling.jitter' or 'data.flip' draws others in "
                           'every epoch; set keep_gb 0, or draw nothing')
 
-# %% ../../../nbs/systems/action_cls/00_config.ipynb #b15cc788
+# %% ../../../nbs/systems/action_cls/00_config.ipynb #3cb6bd87
 @dataclass(kw_only=True)
 class Config(RunConfig):
     "Everything that makes a run of action_cls"
