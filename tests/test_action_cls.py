@@ -190,6 +190,22 @@ def test_the_folder_of_the_guide_is_read(run, tmp_path):
     assert system.load_reference(folder)==[]
     assert all(torch.equal(v, system.state_dict()[k]) for k,v in want.items())
 
+def test_a_run_becomes_a_plain_model_and_a_decoder(world, run, tmp_path):
+    from vadnb.models.qwen_vl import QwenVL
+    code,out,err = vadnb('convert', 'action-model', run, tmp_path/'merged', '--which', 'last')
+    assert code==0, err
+    model,decoder = QwenVL.from_folder(tmp_path/'merged'), ActionDecoder.from_pretrained(tmp_path/'merged')
+    system,_ = load_run(run, 'last')
+    data = system.cfg.make_data()
+    batch = data.collate([data.split('test')[k] for k in (0, 3)])
+    with torch.no_grad(): torch.testing.assert_close(decoder(model.rows(batch)), system.decoders['directions'](system.qwen.rows(batch)), rtol=0, atol=1e-4)
+    code,_,err = vadnb('convert', 'action-model', run, tmp_path/'merged')
+    assert code==2 and 'is there already' in err
+
+def test_what_the_base_says_stands_beside(run):
+    code,out,err = vadnb('eval', '--run', run, '--score.text', 'true')
+    assert code==0 and 0<=read_json(run/'eval.json')['metrics']['baseline/top1/text']<=1, err
+
 # ---------------------------------------------------------------- several sets
 
 def test_two_sets_train_together_each_with_its_decoder(world, tmp_path):
