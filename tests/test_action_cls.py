@@ -1,8 +1,9 @@
 "The whole of action_cls in a very small world: train, stop, resume, evaluate, predict, report; two sets, two processes; bad input; health; real clips"
-import json, os, shutil, warnings
+import json, multiprocessing, os, shutil, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from command import vadnb
 from test_processes import together
@@ -243,11 +244,15 @@ def test_an_unused_decoder_is_not_stepped(world, tmp_path, optimizer):
 
 def train(world, folder, name, batch, *more):
     ClassScan.pictures = lambda self: {}
+    # a forked process begins with what its parent has set up
+    AcceleratorState._reset_state(True)
     learner = fit(config(world, folder, name, '--train.batch_size', batch, '--train.steps', 3, '--optim.name', 'sgd', '--optim.lr', '.01', '--optim.weight_decay', '.1', *more))
     (folder/f"{name}.metrics{os.environ.get('RANK', '0')}").write_text(json.dumps(learner.metrics))
 
-def test_two_processes_are_one(world, tmp_path):
+def test_two_processes_are_one(world, tmp_path, monkeypatch):
     "With two sets of which batches often hold one alone"
+    # forked, so that imports of many seconds are paid once
+    monkeypatch.setattr('test_processes.processes', multiprocessing.get_context('fork'))
     more = *TWO, *given(world), '--data.weights', '[9,1]', '--loss.smoothing', .1
     train(world, tmp_path, 'one', 2, *more)
     together(tmp_path/'two', train, world, tmp_path, 'two', 1, *more)
