@@ -207,6 +207,34 @@ def test_what_the_base_says_stands_beside(run):
     code,out,err = vadnb('eval', '--run', run, '--score.text', 'true')
     assert code==0 and 0<=read_json(run/'eval.json')['metrics']['baseline/top1/text']<=1, err
 
+def test_decoders_of_a_sweep_learn_on_one_pass_and_validation_chooses(world, tmp_path):
+    more = '--sweep.rates', '[1e-6,1]', '--sweep.decays', '[0,0.1]', '--train.steps', 12, '--train.evaluate_every', 6, '--train.save_every', 6, '--optim.lr', .02, '--data.hold_out', .2
+    fit(config(world, tmp_path, 'sweep', *more), [StopAt(7)])
+    learner = fit(config(world, tmp_path, 'sweep', *more))
+    whole = fit(config(world, tmp_path, 'whole', *more))
+    a,b = parameters(learner.run), parameters(whole.run)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    system,names = learner.system, ['rate 2e-08, decay 0', 'rate 2e-08, decay 0.1', 'rate 0.02, decay 0', 'rate 0.02, decay 0.1']
+    groups = {g['name']: (g['peak'], g['weight_decay']) for g in learner.optimizer.param_groups}
+    assert groups['decoder_0']==(pytest.approx(2e-8), 0) and groups['decoder_3']==(pytest.approx(.02), .1) and 'rate_scale' not in findings(learner.run)
+    each = system.decoders['directions'].each
+    assert (each[0].head.weight-each[2].head.weight).abs().max()>.01
+    m = learner.metrics
+    own = [m[f'sweep/{n}/top1'] for n in names]
+    best = system.calibration['directions']['decoder']
+    assert m['top1']==max(own)==own[best]
+    read,_ = load_run(learner.run, 'last')
+    data = read.cfg.make_data()
+    scan = look_through(read, data, 'test', read.cfg.train, torch.device('cpu'))
+    found = scan.metrics()
+    assert found['top1']==found[f'sweep/{names[best]}/top1']
+    said, = read.predict(data.split('test').parts[0].entries[0].videos[0])
+    batch = data.collate([data.split('test')[0]])
+    with torch.no_grad(): p = (read.decoders['directions'].each[best](read.qwen.rows(batch))/said.temperature.temperature).softmax(1)
+    np.testing.assert_allclose(said.probabilities, p, atol=1e-5)
+    code,_,err = vadnb('report', '--run', learner.run)
+    assert code==0 and all(n in (learner.run/'report.html').read_text() for n in names), err
+
 # ---------------------------------------------------------------- several sets
 
 def test_two_sets_train_together_each_with_its_decoder(world, tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO_WORLD', 'DEMO', 'CONVERTERS', 'METRIC_TABLES', 'MEMORY', 'draw_directions', 'merged_model', 'class_rows']
 
-# %% ../../../nbs/systems/action_cls/09_offers.ipynb #a9a32db2
+# %% ../../../nbs/systems/action_cls/09_offers.ipynb #76ad2546
 import os
 from pathlib import Path
 from ...core import ConfigError
@@ -17,7 +17,7 @@ from ...data.action_sets import ucf101
 from ...results.tables import aligned
 from ..registry import Demo
 
-# %% ../../../nbs/systems/action_cls/09_offers.ipynb #b7a29723
+# %% ../../../nbs/systems/action_cls/09_offers.ipynb #5742cc68
 DEMO_WORLD = dict(groups=27, test_groups=5, clips=20)
 
 def draw_directions(
@@ -38,7 +38,7 @@ def draw_directions(
 DEMO = Demo('short clips of a shape that moves in one of four directions, and a small vision-language model',
             'direction-world', 'clips', draw_directions)
 
-# %% ../../../nbs/systems/action_cls/09_offers.ipynb #472c4cca
+# %% ../../../nbs/systems/action_cls/09_offers.ipynb #228a5b19
 def merged_model(
     source:str, # run folder
     target:str, # folder to write
@@ -46,17 +46,21 @@ def merged_model(
     which:str='best', # checkpoint: best, last or step-000100
 )->list: # lines
     "A run of action_cls → a plain Hugging Face folder and its decoder"
+    from vadnb.systems.action_cls.model import chosen
     from vadnb.systems.registry import load_run
     system,folder = load_run(source, which)
     if system.cfg.system!='action_cls':
         raise ConfigError(f'{source}: is a run of {system.cfg.system}; give one of action_cls')
     system.qwen.save_merged(target)
     alone = len(system.decoders)==1
-    for name,decoder in system.decoders.items(): decoder.save_pretrained(Path(target) if alone else Path(target)/name)
+    for name,decoder in system.decoders.items():
+        # of several that have learned beside each other the one that validation chose
+        best = decoder.each[chosen(system.calibration, name)[1]] if hasattr(decoder, 'each') else decoder
+        best.save_pretrained(Path(target) if alone else Path(target)/name)
     decoders = 'decoder' if alone else f"decoders in {', '.join(system.decoders)}"
     return [f'{target}: {folder.name} of {source} in one model, {decoders} beside it']
 
-# %% ../../../nbs/systems/action_cls/09_offers.ipynb #7ea6fe8b
+# %% ../../../nbs/systems/action_cls/09_offers.ipynb #d12d5c63
 CONVERTERS = {'ucf101': ucf101, 'ssv2': ssv2, 'action-folders': action_folders, 'action-csv': action_csv,
               'action-model': merged_model}
 
@@ -73,7 +77,7 @@ def class_rows(
     more = [[f'… and {len(rows)-most} more', '', '']] if len(rows)>most else []
     return aligned([['class', 'clips', 'accuracy, %'], *rows[:most], *more]) if rows else []
 
-# %% ../../../nbs/systems/action_cls/09_offers.ipynb #a7c5895b
+# %% ../../../nbs/systems/action_cls/09_offers.ipynb #6f4f01eb
 METRIC_TABLES = [class_rows]
 # what to lower beside the batch of training
 MEMORY = "'pixels.most', 'sampling.frames', 'lora.rank' or (evaluation) 'train.valid_batch_size', and set " \

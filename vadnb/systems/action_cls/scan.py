@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNTOLD', 'VARIANTS', 'Look', 'clip_probabilities', 'ClassScan', 'named', 'over_sets', 'without_training']
 
-# %% ../../../nbs/systems/action_cls/03_scan.ipynb #0b35e09f
+# %% ../../../nbs/systems/action_cls/03_scan.ipynb #5917935f
 import warnings
 from typing import NamedTuple
 import numpy as np
@@ -14,6 +14,7 @@ from ...core import MetricWarning
 from ...data.action_sets import match_classes
 from ...metrics.classification import average_views
 from ...metrics.classification import calibration_error
+from ...metrics.classification import log_probabilities
 from ...metrics.classification import confusion_matrix
 from ...metrics.classification import mean_class_accuracy
 from ...metrics.classification import predicted
@@ -25,8 +26,9 @@ from ...metrics.classification_tables import classification_metrics
 from ...results.class_pictures import confusion_figure
 from ...results.class_pictures import reliability_figure
 from ...results.segment_threshold import as_plain
-from ...results.temperature import as_temperature
 from ...results.temperature import class_temperature
+from .model import chosen
+from .config import rivals
 from ...train.system import Scan
 
 # %% ../../../nbs/systems/action_cls/03_scan.ipynb #5e884b63
@@ -47,7 +49,7 @@ def clip_probabilities(
     ids,mean = average_views(np.stack([*seen.values()]), at[:,0], at[:,1], how)
     return ids, mean if how=='probabilities' else softmax(mean)
 
-# %% ../../../nbs/systems/action_cls/03_scan.ipynb #c7a2a97f
+# %% ../../../nbs/systems/action_cls/03_scan.ipynb #c7cbd3be
 class ClassScan(Scan):
     "Views of the clips of one split, by set, clip and view"
     held = ('items', 'matched')
@@ -64,6 +66,7 @@ class ClassScan(Scan):
         self.matched = {p.number: match_classes(p.found, sets[names[p.number]]['classes']) for p in items.parts}
         self.views = {} # number of a set → {(clip, view): (logits, those of what costs no training)}
         self.lost = set() # (set, clip) that could not be read
+        self.best = {} # name of a set → its decoder that serves best, where there are several
 
     def add(self, batch, out):
         "Take in one batch and what `look` saw of it: a `Look` for each sample"
@@ -80,7 +83,7 @@ class ClassScan(Scan):
         part,k = self.items.at(i)
         self.lost.add((part.number, part.place(k)[0]))
 
-# %% ../../../nbs/systems/action_cls/03_scan.ipynb #a98ff098
+# %% ../../../nbs/systems/action_cls/03_scan.ipynb #66faa2b3
 @patch
 def of_set(self:ClassScan,
     j:int, # number of a set
@@ -97,12 +100,32 @@ def of_set(self:ClassScan,
                       'no figure', MetricWarning)
     return p, q, [labels[i] for i in ids]
 
+# %% ../../../nbs/systems/action_cls/03_scan.ipynb #a8c49fc8
 @patch
-def looked_at(self:ClassScan)->dict: # name of a set → what `of_set` gives
+def choice(self:ClassScan,
+    n:str, # name of a set
+    p, # probabilities of its clips, of the decoder that speaks now
+    q:dict, # those of what costs no training, and of rivals
+    y, # labels
+)->tuple: # probabilities, those of what costs no training, name of a rival → accuracy
+    "On validation clips the decoder that serves best speaks: by accuracy, then by cross-entropy"
+    own = {k.removeprefix('sweep/'): q.pop(k) for k in [*q] if k.startswith('sweep/')}
+    if not own: return p, q, {}
+    right = {k: topk_accuracy(x, y, 1) for k,x in own.items()}
+    def likelihood(k): return log_probabilities(own[k])[np.arange(len(y)),y].mean()
+    if self.split!='valid': return p, q, right
+    names = [r[0] for r in rivals(self.cfg)]
+    best = max(own, key=lambda k: (right[k], likelihood(k)))
+    self.best[n] = names.index(best)
+    return own[best], q, right
+
+@patch
+def looked_at(self:ClassScan)->dict: # name of a set → what `choice` gives, and labels
     "The sets of which something was seen"
     names = [*self.sets]
     there = [j for j in sorted(self.views) if {(j, i) for i,_ in self.views[j]}-self.lost]
-    return {names[j]: self.of_set(j) for j in there}
+    seen = {names[j]: self.of_set(j) for j in there}
+    return {n: (*self.choice(n, p, q, y), y) for n,(p,q,y) in seen.items()}
 
 # %% ../../../nbs/systems/action_cls/03_scan.ipynb #665952a1
 def named(
@@ -124,7 +147,7 @@ def over_sets(
              if k in shared and not k.startswith('interval')}
     return means | res
 
-# %% ../../../nbs/systems/action_cls/03_scan.ipynb #333fe601
+# %% ../../../nbs/systems/action_cls/03_scan.ipynb #f48b5aa9
 def without_training(
     name:str, # of what it is
     q:np.ndarray, # its probabilities, (V, C)
@@ -142,40 +165,43 @@ VARIANTS = ('mean_class_accuracy_all_classes', 'mean_class_accuracy_mmaction2') 
 
 @patch
 def metrics(self:ClassScan)->dict:
-    "→ 'top1', 'top5', class means, 'cross_entropy', 'calibration_error', baselines beside them; of a test set details"
+    "→ 'top1', 'top5', class means, 'cross_entropy', 'calibration_error', baselines; of a test set details"
     found,several = {}, len(self.sets)>1
-    for n,(p,q,y) in self.looked_at().items():
+    for n,(p,q,right,y) in self.looked_at().items():
         m = classification_metrics(p, y, self.sets[n]['counts'])
         for name,of in q.items(): m |= without_training(name, of, y)
+        m |= {f'sweep/{k}/top1': v for k,v in right.items()}
         if self.split=='test': m |= self.details(n, p, y, f'{n}: ' if several else '')
         found[n] = {k: v for k,v in m.items() if k not in UNTOLD and (self.split=='test' or k not in VARIANTS)}
     details = {k: m.pop(k) for m in found.values() for k in [*m] if k.startswith('class/')}
     return over_sets(found) | details
 
-# %% ../../../nbs/systems/action_cls/03_scan.ipynb #8ce7399f
+# %% ../../../nbs/systems/action_cls/03_scan.ipynb #b52caf82
 @patch
 def details(self:ClassScan, n, p, y, prefix)->dict: # metrics
     "What each class of a set is worth, and what the temperature of the model does for its probabilities"
     classes = self.sets[n]['classes']
     res = class_metrics(confusion_matrix(predicted(p), y, len(classes)), [prefix+c for c in classes])
-    known = as_temperature((self.stored or {}).get(n))
+    known,_ = chosen(self.stored, n)
     if known is None: return res
     return res | dict(calibration_error_with_temperature=calibration_error(with_temperature(p, known.temperature), y))
 
-# %% ../../../nbs/systems/action_cls/03_scan.ipynb #1e8dbdb0
+# %% ../../../nbs/systems/action_cls/03_scan.ipynb #03117e47
 @patch
 def calibration(self:ClassScan):
     "The temperature of each set that serves best on the validation set; None of other splits"
     if self.split!='valid': return None
-    return {n: as_plain(class_temperature(p, y)) for n,(p,_,y) in self.looked_at().items()} or None
+    seen = self.looked_at()
+    def of(n, p, y): return as_plain(class_temperature(p, y)) | ({'decoder': self.best[n]} if n in self.best else {})
+    return {n: of(n, p, y) for n,(p,*_,y) in seen.items()} or None
 
 @patch
 def pictures(self:ClassScan)->dict:
     "→ 'confusion' and 'reliability' of each set"
     res,several = {}, len(self.sets)>1
-    for n,(p,_,y) in self.looked_at().items():
+    for n,(p,*_,y) in self.looked_at().items():
         classes,end = self.sets[n]['classes'], f'_{n}' if several else ''
-        known = as_temperature((self.calibration() or self.stored or {}).get(n))
+        known,_ = chosen(self.calibration() or self.stored, n)
         better = None if known is None else with_temperature(p, known.temperature)
         there = np.unique([*y, *predicted(p)])
         m = confusion_matrix(predicted(p), y, len(classes))[np.ix_(there, there)]

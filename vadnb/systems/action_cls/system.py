@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'ActionCls']
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #dbf85764
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #562add29
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -18,10 +18,12 @@ from ...losses.classification import loss_terms
 from ...losses.classification import mean_over_processes
 from ...losses.contrastive import world_size
 from ...models.weights import weights_digest
-from ...results.temperature import as_temperature
 from .checks import action_checks
 from .config import METRIC
+from .config import rivals
 from .data import ActionData
+from .model import Rivals
+from .model import chosen
 from .model import known_sets
 from .model import lora_options
 from .model import make_base
@@ -38,7 +40,7 @@ from ...train.feed import to_device
 from ...train.optim import split_decay
 from ...train.system import System
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #403092eb
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #8931c6c6
 FIGURES = ('top1', 'top5', 'mean_class_accuracy', 'cross_entropy', 'calibration_error')
 
 class ActionCls(System):
@@ -66,11 +68,11 @@ class ActionCls(System):
         return ClassScan(self.cfg, data.split(split), split, self.sets, self.calibration)
     def checks(self): return action_checks()
     def check_calibration(self):
-        for v in (self.calibration or {}).values(): as_temperature(v)
+        for n in self.calibration or (): chosen(self.calibration, n)
     def gradient_checkpointing(self): self.qwen.gradient_checkpointing()
     def feed(self, data, fresh): return kept_tokens(self, data)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #6213ddff
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #6ea2f1d6
 @patch
 def assemble(self:ActionCls,
     qwen, # `QwenVL`, the base
@@ -83,7 +85,8 @@ def assemble(self:ActionCls,
     if m.pooling=='video' and not c.loss.text: qwen.action_row.requires_grad_(False)
     self.qwen,self.base_rows = qwen, len(qwen.model.get_input_embeddings().weight)
     for n,v in self.sets.items():
-        self.decoders[n] = make_decoder(c.decoder, qwen.hidden_size, len(v['classes']))
+        decoder = make_decoder(c.decoder, qwen.hidden_size, len(v['classes']))
+        self.decoders[n] = Rivals(decoder, len(rivals(c))) if len(rivals(c))>1 else decoder
         if not c.loss.balanced: continue
         try: weight = class_balanced_weights(v['counts'], c.loss.beta)
         except DataError as e: raise DataError(f"'loss.balanced' of {n}: {e}") from None
@@ -103,24 +106,28 @@ def start(self:ActionCls,
     if d.weights:
         for decoder in self.decoders.values(): decoder.load_pretrained(d.weights)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #8fccbcd8
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #9f9c7dbb
 @patch
 def groups(self:ActionCls):
     "Adapters by matrix, magnitudes, token, decoders, vision and merger, each at its multiple of the base rate"
     o,r = self.cfg.optim, self.cfg.rates
     rate = dict(lora_a=r.lora, lora_b=r.lora*r.loraplus, magnitude=r.magnitude, token=r.token, vision=r.vision,
-                merger=r.merger, decoder=r.decoder)
-    parts = self.qwen.groups() | dict(decoder=[*self.decoders.parameters()])
+                merger=r.merger)
+    rows = [(k, ps, rate[k], o.weight_decay) for k,ps in self.qwen.groups().items()]
+    for i,(_,multiple,decay) in enumerate(rivals(self.cfg)):
+        own = [d.each[i] if isinstance(d, Rivals) else d for d in self.decoders.values()]
+        name = f'decoder_{i}' if len(rivals(self.cfg))>1 else 'decoder'
+        rows.append((name, [p for d in own for p in d.parameters()], r.decoder*multiple, decay))
     def plain(g, k): return g | dict(name=k) if k in ('token', 'magnitude') else g # vectors, of which none decays
-    return [plain(g, k) for k,ps in parts.items() for g in split_decay(k, ps, o.lr*rate[k], o.weight_decay)]
+    return [plain(g, k) for k,ps,rate,decay in rows for g in split_decay(k, ps, o.lr*rate, decay)]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #2557320f
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #e22a63c3
 @patch
 def answers(self:ActionCls,
     rows, # (B, hidden)
     visual:list, # visual tokens of each sample
     host:dict, # of the batch: 'set'
-)->dict: # name of a set → numbers of its samples, array, and their logits (n, classes)
+)->dict: # name of a set → numbers of its samples, array; logits (n, classes), or of each rival
     "Each sample through the decoder of its set"
     res,of = {}, np.asarray(host['set'])
     for j,(n,decoder) in enumerate(self.decoders.items()):
@@ -133,7 +140,7 @@ def answers(self:ActionCls,
 @patch
 def uploaded(self:ActionCls, at): return torch.from_numpy(at).to(self.device, non_blocking=True)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #1e5635e3
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #42b7ef5e
 @patch
 def loss(self:ActionCls, batch):
     "Cross-entropy of every sample in the classes of its set, over the samples of all processes; of answers, if asked"
@@ -143,8 +150,9 @@ def loss(self:ActionCls, batch):
     for n,(at,logits) in found.items():
         labels = batch['label'] if len(at)==len(batch['label']) else batch['label'][self.uploaded(at)]
         weight = getattr(self, f'weight_{n}', None)
-        cost,own = loss_terms(logits, labels, weight, l.smoothing, l.gamma)
-        total,weights = total+cost.sum(), weights+own.sum()
+        for x in logits if logits.ndim==3 else logits[None]: # rivals share a pass, and its loss
+            cost,own = loss_terms(x, labels, weight, l.smoothing, l.gamma)
+            total,weights = total+cost.sum(), weights+own.sum()
         self.drawn[n] += len(at)
     self.used |= {*found}
     # processes exchange gradients of every parameter, whatever their batches hold
@@ -178,13 +186,18 @@ def after_step(self:ActionCls): self.used.clear()
 def idle(self:ActionCls):
     return [f'decoders.{n}.{k}' for n,d in self.decoders.items() if n not in self.used for k,_ in d.named_parameters()]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #d0bc7171
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #21f87bfd
 @patch
 def logits(self:ActionCls, batch, host)->dict: # name of a set → numbers of its samples, logits on the host
     "What the decoders say of a batch"
     seen = self.qwen({k: v for k,v in batch.items() if k!='labels'}, self.cfg.model.pooling)
     return {n: (at, x.float().cpu().numpy()) for n,(at,x) in self.answers(seen.rows, seen.visual, host).items()}
 
+@patch
+def one(self:ActionCls, n, logits): # of the decoder that validation has chosen among rivals
+    return logits if logits.ndim==2 else logits[min(chosen(self.calibration, n)[1], len(logits)-1)]
+
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #d93d6903
 @patch
 @torch.no_grad()
 def look(self:ActionCls, batch)->list: # a `Look` for each sample
@@ -201,8 +214,9 @@ def look(self:ActionCls, batch)->list: # a `Look` for each sample
     names,res = [*self.sets], {}
     for n,(at,x) in found.items():
         for k,i in enumerate(at.tolist()):
-            others = {name: of[n][1][k] for name,of in alone.items()}
-            res[i] = Look(names.index(n), int(host['video'][i]), int(host['view'][i]), x[k], others)
+            others = {name: self.one(n, of[n][1])[k] for name,of in alone.items()}
+            if x.ndim==3 and labelled: others |= {f'sweep/{r[0]}': y[k] for r,y in zip(rivals(self.cfg), x)}
+            res[i] = Look(names.index(n), int(host['video'][i]), int(host['view'][i]), self.one(n, x)[k], others)
     return [res[i] for i in sorted(res)]
 
 # %% ../../../nbs/systems/action_cls/02_system.ipynb #c23e41d0
