@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['head_of', 'window_spans', 'views_of', 'looked_frames', 'predict_video', 'clips_of']
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #710f4653
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #57e04ba4
 from pathlib import Path
+import numpy as np
 import torch
 from ...core import ConfigError
 from ...data.action_sources import listed_clips
+from ...data.action_videos import opened_video
 from ...data.action_videos import unlabelled
 from ...data.actions import ACTION
 from ...data.sampling import sliding_windows
+from ...data.time_grid import clock_of
 from ...metrics.classification import with_temperature
 from ...results.classes import ClassPrediction
 from .data import batch_with_host
@@ -20,7 +23,7 @@ from .model import chosen
 from .scan import Look
 from .scan import clip_probabilities
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #75f9eead
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #cd84280a
 def head_of(
     cfg, # `Config`
     sets:dict, # name of a set → facts
@@ -36,16 +39,20 @@ def head_of(
     return asked
 
 def window_spans(
-    frames:int, # of the video
-    fps:float, # of the video
+    clock, # `VideoClock`
+    fps:float, # frames per second of the video, on average
     s, # `ScoreConfig`
 )->list: # (start, end) in frames, half-open
-    "The stretches that are looked at"
-    if s.window is None: return [(0, frames)]
-    size = max(1, min(round(s.window*fps), frames))
-    return [(int(a), int(b)) for a,b in sliding_windows(frames, size, s.overlap)]
+    "The stretches that are looked at, as long as they last and not by their number of frames"
+    n = clock.frames
+    if s.window is None: return [(0, n)]
+    ticks = n if clock.even else max(1, round(clock.duration*fps))
+    found = sliding_windows(ticks, max(1, min(round(s.window*fps), ticks)), s.overlap)
+    if clock.even: return [(int(a), int(b)) for a,b in found]
+    edges = np.rint(clock.position(found/ticks*clock.duration)).astype(int).tolist()
+    return [(a, max(b, a+1)) for a,b in edges if a<n]
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #84255d7d
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #316fdb79
 def views_of(
     reader, # `ClipReader`
     entry, # whose label is not known
@@ -67,7 +74,7 @@ def looked_frames(
     return [sorted(int(f) for v in range(reader.sampling.views) for f in reader.plan(path, v, span=s).indices)
             for s in spans]
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #3cea47e9
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #df43155f
 def predict_video(
     path, # a video, or a folder of pictures
     name:str, # of the result
@@ -82,7 +89,8 @@ def predict_video(
     head = head_of(cfg, sets)
     facts,s,size = sets[head], cfg.score, cfg.train.valid_batch_size or cfg.train.batch_size
     entry,known = unlabelled(path, s.prompt or facts['prompt']+ACTION), reader.known(str(path))
-    spans = window_spans(known.frames, known.fps, s)
+    clock = clock_of(opened_video(path, cfg.pixels.folder_fps))
+    spans = window_spans(clock, known.fps, s)
     seen,some = {}, []
     def flush(): seen.update({(x.video, x.view): x.logits for x in look(batch_with_host(some))}); some.clear()
     for sample in views_of(reader, entry, spans, [*sets].index(head)):
@@ -93,9 +101,10 @@ def predict_video(
     temperature,_ = chosen(calibration, head)
     if temperature is not None: p = with_temperature(p, temperature.temperature)
     return ClassPrediction(name, str(path), known.fps, known.frames, facts['classes'], p, spans,
-                           looked_frames(reader, str(path), spans), true_class, temperature)
+                           looked_frames(reader, str(path), spans), true_class, temperature,
+                           None if clock.even else clock.times[:-1].tolist())
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #bf979525
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #3248cc52
 def clips_of(
     source, # a clip, a folder of pictures, a folder of clips, or of folders that are called like classes
 )->list: # (path, name of the result, class or None)
