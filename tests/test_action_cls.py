@@ -298,11 +298,18 @@ def built(world, folder, device):
     batch = data.collate([train.draw(i, np.random.default_rng(i)) for i in (0, 5, 21)])
     return system.to(device).train(), batch, data
 
-def test_a_gpu_that_is_not_there_gives_the_numbers_of_the_cpu(world, tmp_path, on_cuda, monkeypatch):
+def test_a_step_waits_for_no_more_than_the_mask(world, tmp_path, on_cuda):
     from pretend_cuda import DEVICE
-    # a constant that transformers makes on the device itself asks for a driver before anybody can pretend one
-    made = torch.tensor
-    monkeypatch.setattr(torch, 'tensor', lambda *a, device=None, **kw: made(*a, **kw) if device is None else made(*a, **kw).to(device))
+    with on_cuda() as device:
+        system,batch,_ = built(world, tmp_path, DEVICE)
+        batch = to_device(batch, DEVICE)
+        device.waits.clear()
+        system.loss(batch)['loss'].backward()
+        # transformers asks twice whether anything is padded
+        assert device.total<=2, device.listed()
+
+def test_a_gpu_that_is_not_there_gives_the_numbers_of_the_cpu(world, tmp_path, on_cuda):
+    from pretend_cuda import DEVICE
     from torch.nn.attention import SDPBackend, sdpa_kernel
     clip = next((world/'ssv2').rglob('*.webm'))
     def everything(device):
