@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from command import vadnb
 from test_processes import together
 from toy_system import StopAt, curve, rows
@@ -268,6 +268,16 @@ def test_an_unused_decoder_is_not_stepped(world, tmp_path, optimizer):
     second = step(0, 1)
     assert torch.equal(first['ssv2'], second['ssv2']) and not torch.equal(first['ucf'], second['ucf'])
 
+def test_folders_and_tables_are_sets_too(world, tmp_path):
+    clips = sorted((world/'ucf'/'UCF-101').rglob('*.avi'))
+    lines = [f"{p},{p.parent.name},{p.stem[-7:-4]},{'test' if '_g01' in p.stem else 'train'}" for p in clips]
+    (tmp_path/'clips.csv').write_text('\n'.join(['video,label,group,split', *lines]))
+    sources = '--data.train', f'["{tmp_path}/clips.csv#train","ucf/UCF-101"]', '--data.test', f'["{tmp_path}/clips.csv#test",""]', '--data.names', '["table","folders"]'
+    code,out,err = vadnb('verify', '--config', 'action_cls_demo', *words(world, tmp_path, 'mixed', *sources, '--data.hold_out', .2, *given(world)))
+    assert code==0 and 'train table' in out and 'digest' in out, out+err
+    learner = fit(config(world, tmp_path, 'mixed', *sources, '--data.hold_out', .2))
+    assert learner.step==4 and {*learner.system.sets}=={'table', 'folders'}
+
 # ---------------------------------------------------------------- processes, devices
 
 def train(world, folder, name, batch, *more):
@@ -426,6 +436,10 @@ def test_an_adapter_and_a_decoder_are_a_start(world, run, tmp_path):
     for k,v in known.state_dict().items(): assert torch.equal(v, system.state_dict()[k]), k
     assert 'does not fit this decoder' in refused(world, tmp_path, 'bad', *given(world), '--decoder.weights', folder, '--decoder.kind', 'mlp')
     assert 'rank' in refused(world, tmp_path, 'bad', *given(world), '--model.adapter', folder, '--lora.rank', 3)
+    wide = Path(shutil.copytree(folder, tmp_path/'wide'))
+    held = load_file(wide/'adapter_model.safetensors')
+    save_file({k: torch.zeros(1, 48) if k.endswith('trainable_tokens_delta') else v for k,v in held.items()}, wide/'adapter_model.safetensors')
+    assert 'has 48 values, the model is 32 wide' in refused(world, tmp_path, 'bad', *given(world), '--model.adapter', wide)
 
 def test_classes_of_another_order_are_matched_and_foreign_ones_refused(world, run, tmp_path):
     sets = tmp_path/'sets'
