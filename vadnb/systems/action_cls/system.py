@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'ActionCls']
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #562add29
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #30e4e817
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -40,7 +40,7 @@ from ...train.feed import to_device
 from ...train.optim import split_decay
 from ...train.system import System
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #8931c6c6
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #4bfe27d8
 FIGURES = ('top1', 'top5', 'mean_class_accuracy', 'cross_entropy', 'calibration_error')
 
 class ActionCls(System):
@@ -72,7 +72,7 @@ class ActionCls(System):
     def gradient_checkpointing(self): self.qwen.gradient_checkpointing()
     def feed(self, data, fresh): return kept_tokens(self, data)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #6ea2f1d6
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #56eb02b2
 @patch
 def assemble(self:ActionCls,
     qwen, # `QwenVL`, the base
@@ -106,7 +106,7 @@ def start(self:ActionCls,
     if d.weights:
         for decoder in self.decoders.values(): decoder.load_pretrained(d.weights)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #9f9c7dbb
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #8528af79
 @patch
 def groups(self:ActionCls):
     "Adapters by matrix, magnitudes, token, decoders, vision and merger, each at its multiple of the base rate"
@@ -121,7 +121,7 @@ def groups(self:ActionCls):
     def plain(g, k): return g | dict(name=k) if k in ('token', 'magnitude') else g # vectors, of which none decays
     return [plain(g, k) for k,ps,rate,decay in rows for g in split_decay(k, ps, o.lr*rate, decay)]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #e22a63c3
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #2099089a
 @patch
 def answers(self:ActionCls,
     rows, # (B, hidden)
@@ -140,7 +140,7 @@ def answers(self:ActionCls,
 @patch
 def uploaded(self:ActionCls, at): return torch.from_numpy(at).to(self.device, non_blocking=True)
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #42b7ef5e
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #385bd6ca
 @patch
 def loss(self:ActionCls, batch):
     "Cross-entropy of every sample in the classes of its set, over the samples of all processes; of answers, if asked"
@@ -167,7 +167,7 @@ def loss(self:ActionCls, batch):
         res['loss/text'] = mean_over_processes(seen.text_loss*words, words)
     return dict(loss=res['loss/cls']+l.text*res.get('loss/text', 0.), **(res if l.text else {}))
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #7245b242
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #f20a77f4
 @patch
 def before_step(self:ActionCls):
     "Decoders that no process used since the last step have no gradient"
@@ -178,7 +178,7 @@ def before_step(self:ActionCls):
         if there: continue
         for p in self.decoders[n].parameters(): p.grad = None
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #8f7d7d87
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #d1effa5e
 @patch
 def after_step(self:ActionCls): self.used.clear()
 
@@ -186,7 +186,7 @@ def after_step(self:ActionCls): self.used.clear()
 def idle(self:ActionCls):
     return [f'decoders.{n}.{k}' for n,d in self.decoders.items() if n not in self.used for k,_ in d.named_parameters()]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #21f87bfd
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #f92e4807
 @patch
 def logits(self:ActionCls, batch, host)->dict: # name of a set → numbers of its samples, logits on the host
     "What the decoders say of a batch"
@@ -197,7 +197,7 @@ def logits(self:ActionCls, batch, host)->dict: # name of a set → numbers of it
 def one(self:ActionCls, n, logits): # of the decoder that validation has chosen among rivals
     return logits if logits.ndim==2 else logits[min(chosen(self.calibration, n)[1], len(logits)-1)]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #d93d6903
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #11149713
 @patch
 @torch.no_grad()
 def look(self:ActionCls, batch)->list: # a `Look` for each sample
@@ -219,7 +219,7 @@ def look(self:ActionCls, batch)->list: # a `Look` for each sample
             res[i] = Look(names.index(n), int(host['video'][i]), int(host['view'][i]), self.one(n, x)[k], others)
     return [res[i] for i in sorted(res)]
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #c23e41d0
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #ae78c40e
 @patch
 def predict(self:ActionCls,
     source, # a clip, a folder of pictures, a folder of clips, or of folders that are called like classes
@@ -235,7 +235,7 @@ def predict(self:ActionCls,
         except DataError as e: found = e
         yield found
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #67b0e299
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #a22e07e1
 @patch
 def parts(self:ActionCls):
     "Adapters and token, decoders, and of the base what could not be had again"
@@ -252,7 +252,7 @@ def files(self:ActionCls):
     alone = next(iter(told.values()))
     return self.qwen.files() | {'action_decoder_config.json': alone if len(told)==1 else told}
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #36c49c5a
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #007c3303
 @patch
 def provenance(self:ActionCls):
     "The base that is frozen and had elsewhere"
@@ -271,7 +271,7 @@ def check_provenance(self:ActionCls, known, where):
     raise CheckpointError(f'{where}: the base is not the one this run was trained with ({says}); give that one with '
                           '--model.base and its --model.dtype, or another --name')
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #f289fcaf
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #bcc758f7
 @patch
 def load_reference(self:ActionCls,
     weights, # output folder of the public action_cls: adapter_model.safetensors, action_decoder.safetensors
@@ -283,7 +283,7 @@ def load_reference(self:ActionCls,
     next(iter(self.decoders.values())).load_pretrained(weights)
     return unused
 
-# %% ../../../nbs/systems/action_cls/02_system.ipynb #06b63ecc
+# %% ../../../nbs/systems/action_cls/02_system.ipynb #f8919c07
 @patch
 def rows(self:ActionCls, data):
     "→ (what, whether it holds, detail) for `vadnb verify`, beside those of the data; None is a warning"
