@@ -15,6 +15,7 @@ from vadnb.models.tiny_qwen import tiny_folder
 from vadnb.systems.action_cls.scan import ClassScan
 from vadnb.systems.action_cls.system import ActionCls
 from vadnb.systems.registry import load_config, load_run
+from vadnb.train.callbacks import Callback
 from vadnb.train.checkpoint import find_checkpoint, read_part
 from vadnb.train.feed import look_through, to_device
 from vadnb.train.learner import fit
@@ -522,6 +523,18 @@ def test_a_decoder_that_is_left_out_stops_the_run(world, tmp_path, monkeypatch, 
     # without autocast such a model does not even run
     with pytest.raises(RuntimeError): fit(config(world, tmp_path, 'half'))
     assert says in findings(tmp_path/'half')['precision']
+
+class LoseDecoder(Callback):
+    "What a program that saves decoders at the very end leaves in its checkpoints"
+    order = 10
+    def after_fit(self):
+        for p in (self.learner.run/'checkpoints').rglob('card.json'):
+            card = read_json(p)
+            write_json(p, card | dict(parts=[n for n in card['parts'] if n!='action_decoder']))
+
+def test_a_checkpoint_without_decoder_is_named(world, tmp_path):
+    learner = fit(config(world, tmp_path, 'lost'), [LoseDecoder()])
+    assert 'holds no decoder' in findings(learner.run)['decoder']
 
 def refused_or_fault(world, folder):
     code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, folder, 'fault'))

@@ -6,18 +6,18 @@
 __all__ = ['TokenCheck', 'EmbeddingCheck', 'LeakCheck', 'ScaleCheck', 'PrecisionCheck', 'DecoderCheck', 'DrawnCheck',
            'action_checks']
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #5a2224d1
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #f1712653
 import torch
 from ...core import read_json
 from ...data.actions import class_text
 from ...models.lora import narrow_parameters
 from .config import rivals
-from ...train.checkpoint import find_checkpoint
+from ...train.checkpoint import checkpoint_folders
 from ...train.checkpoint import read_part
 from ...train.health import Check
 from ...train.health import a_few_of
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #c711954c
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #fda70ca4
 class TokenCheck(Check):
     "A row of the token that is not learned"
     code,what = 'token_row', 'the row of the action token is in the optimizer and moves'
@@ -49,7 +49,7 @@ class EmbeddingCheck(Check):
                       f'number {token}: rows were cut off; leave the embedding as large as it was', rows=rows)
     after_fit = before_fit
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #7e01a626
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #427229fa
 class LeakCheck(Check):
     "A label that the token can see"
     code,what = 'label_visible', 'nothing before the action token tells the class'
@@ -72,7 +72,7 @@ class LeakCheck(Check):
         at = int((ids==L.system.qwen.action_token_id).nonzero()[0])
         return ids[:at].tolist(), bool((labels[:at]!=-100).any())
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #bee41e07
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #d088d9be
 class ScaleCheck(Check):
     "A multiple of the rate that nothing reads, or a ratio of LoRA+ where it does not belong"
     code,what = 'rate_scale', 'every part trains at its multiple of the rate, and the LoRA+ ratio is that of B'
@@ -93,7 +93,7 @@ class ScaleCheck(Check):
                 self.find('warning', f"group '{g['name']}' has the ratio of LoRA+ and holds {a_few_of(astray)}, which "
                           'is no matrix B; give biases and magnitudes groups of their own', key=f"{g['name']} ratio")
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #65df0b8c
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #3e81e077
 class PrecisionCheck(Check):
     "Something that trains in half precision"
     code,what = 'precision', 'adapters, token and decoders are float32'
@@ -102,7 +102,7 @@ class PrecisionCheck(Check):
             self.find('warning', f'{len(narrow)} parameters train in half precision ({a_few_of(narrow)}), which loses '
                       'small steps; keep what trains in float32, the frozen base may be bf16', parameters=narrow)
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #8a5bdd9a
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #ee5f74f6
 class DecoderCheck(Check):
     "A decoder that no optimizer steps, or that a checkpoint lacks"
     code,what = 'decoder', 'decoders are in the optimizer and in every checkpoint'
@@ -114,15 +114,16 @@ class DecoderCheck(Check):
                       'rest of the model would learn to please a random readout; add them to groups()', key='optimizer')
     def after_fit(self):
         L = self.learner
-        if not (L.main and L.save and (L.run/'checkpoints').is_dir()): return
-        folder = find_checkpoint(L.run)
+        there = checkpoint_folders(L.run) if L.main and L.save else []
+        if not there: return
+        folder = there[-1]
         own = sum(v.numel() for v in L.system.decoders.state_dict().values())
-        there = 'action_decoder' in read_json(folder/'card.json')['parts']
-        if not there or sum(v.numel() for v in read_part(folder, 'action_decoder').values())!=own:
+        named = 'action_decoder' in read_json(folder/'card.json')['parts']
+        if not named or sum(v.numel() for v in read_part(folder, 'action_decoder').values())!=own:
             self.find('warning', f'{folder.name} holds no decoder, or not all of it: what is read from it would answer '
                       'at random; name the decoders in parts()', key='checkpoint')
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #1090b14e
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #18828497
 class DrawnCheck(Check):
     "A data set that was never drawn, so that its decoder is as random as it began"
     code,what = 'undrawn_set', 'every data set is drawn'
@@ -140,7 +141,7 @@ class DrawnCheck(Check):
         return dict(drawn={n: self.earlier.get(n, 0)+now.get(n, 0) for n in {**self.earlier, **now}})
     def load_state_dict(self, state): self.earlier = state['drawn']
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #ef5a9130
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #441f964e
 def action_checks()->list: # one of each
     "The checks of this system"
     return [TokenCheck(), EmbeddingCheck(), LeakCheck(), ScaleCheck(), PrecisionCheck(), DecoderCheck(), DrawnCheck()]
