@@ -6,7 +6,7 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 
 # what takes longest begins first, so that the two processes of `make test` end together
-LONGEST = ['cli', 'uniad_system', 'processes', 'third_system', 'real', 'fgclip_system', 'report', 'checkpoint_faults', 'spine_images',
+LONGEST = ['cli', 'uniad_system', 'action_cls', 'processes', 'third_system', 'real', 'fgclip_system', 'report', 'checkpoint_faults', 'spine_images',
            'fgclip_health', 'pretend_cuda', 'uniad_distributed', 'uniad_pictures', 'fastcore', 'passes', 'resume', 'image_prediction']
 
 def pytest_configure(config):

@@ -277,6 +277,8 @@ NETWORKS = {'models.uniad', 'uniad', 'UniAD'} # a network of that name, which sy
 IN_GENERAL = {
     'cache_folder': 'an argument of train.feature_cache',
     'cache_gb': 'an argument of train.feature_cache',
+    'calibration_error': 'a function of metrics.classification, and a figure of metrics.classification_tables',
+    'mean_class_accuracy': 'a function of metrics.classification, and a figure of metrics.classification_tables',
     'pixel_rate': 'an argument of results.thresholds, beside the rate of images',
     'video_scores': 'the module results.video_scores',
 }

@@ -25,7 +25,7 @@ def word_logits(
     logits = qwen.model.lm_head(rows).float()
     if not tied(qwen.model): return logits
     own = (rows.float()@qwen.action_row)[:,None]
-    return logits.index_copy(1, torch.tensor([qwen.action_token_id], device=logits.device), own)
+    return logits.index_copy(1, torch.tensor([qwen.action_token_id]).to(logits.device, non_blocking=True), own)
 
 def text_loss(
     qwen, # `QwenVL`

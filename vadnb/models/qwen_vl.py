@@ -34,6 +34,7 @@ from .qwen_batch import find_places
 from .qwen_batch import normalise_patches
 from .qwen_batch import on_host
 from .qwen_batch import pooled
+from .qwen_batch import tower_places
 from .qwen_folder import add_token
 from .qwen_folder import beside
 from .qwen_folder import check_family
@@ -131,13 +132,15 @@ def visual_tokens(self:QwenVL,
 @patch
 def run_tower(self:QwenVL, batch)->Tensor: # (V, hidden)
     "All visual tokens of a batch in reading order"
-    pixels,expected = batch['pixel_values_videos'],int(on_host(batch, 'video_grid_thw').prod(1).sum())
+    pixels,grids = batch['pixel_values_videos'],on_host(batch, 'video_grid_thw')
+    expected = int(grids.prod(1).sum())
     if len(pixels)!=expected:
         raise DataError(f'pixel_values_videos: {len(pixels)} rows, and the grids have {expected} patches')
     trained = any(p.requires_grad for p in self.vision.parameters())
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
         pixels = normalise_patches(pixels).to(self.vision.dtype)
-        return self.vision(pixels, grid_thw=batch['video_grid_thw']).pooler_output
+        known = tower_places(self.vision, grids, pixels.device)
+        return self.vision(pixels, grid_thw=grids if known else batch['video_grid_thw'], **known).pooler_output
 
 # %% ../../nbs/models/33_qwen_vl.ipynb #5c876751
 class Looked(NamedTuple):

@@ -86,8 +86,8 @@ def update(self:Learner, scale):
         self.accelerator.unscale_gradients()
         self.grad_norm = nn.utils.clip_grad_norm_(self.trained, self.cfg.optim.clip)
     self.event('before_step')
-    if self.accelerator.scaler: self.optimizer.step()
-    else: self.optimizer.optimizer.step()
+    self.system.before_step()
+    (self.optimizer if self.accelerator.scaler else self.optimizer.optimizer).step()
     self.optimizer.optimizer.zero_grad()
 
 # %% ../../nbs/train/50_learner.ipynb #ec5b476a

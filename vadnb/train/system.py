@@ -111,8 +111,7 @@ class System(nn.Module):
         raise missing(self, 'scan')
 
     def predict(self, source, mine=list):
-        "→ results one by one, of the videos or images that `mine` picks from the list of what the source holds; of "
-        "what is damaged its error, in its place"
+        "→ results one by one, of those that `mine` picks from what the source holds; of what is damaged its error"
         raise missing(self, 'predict')
 
     def load_reference(self, weights):
@@ -127,6 +126,7 @@ class System(nn.Module):
     def provenance(self): return {} # plain data that names what stays out of `parts`, by digest
     def start(self, fresh): "Read weights of others: all when `fresh`, else only what `parts` leaves out"
     def feed(self, data, fresh): return data # `Data` as training sees it, such as frozen features instead of images
+    def before_step(self): "The last word on gradients, before each optimizer step"
     def after_step(self): "Constraints such as a clamp, after each optimizer step"
     def checks(self): return [] # health checks beside the general ones
     def idle(self): return () # names of parameters that rightly get no gradient from the batches of this step
