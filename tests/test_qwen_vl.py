@@ -10,6 +10,7 @@ from vadnb.models.qwen_batch import find_places, pooled
 from vadnb.models.qwen_folder import read_tokenizer, tied
 from vadnb.models.qwen_text import text_scores
 from vadnb.models.qwen_vl import QwenVL
+from vadnb.models.weights import weights_digest
 from vadnb.models.tiny_qwen import tiny_config, tiny_folder, tiny_qwen, tiny_tokenizer
 
 @pytest.fixture(scope='module')
@@ -155,6 +156,14 @@ def test_the_embedding_is_never_shrunk(base):
     qwen = QwenVL.from_folder(base)
     assert len(qwen.tokenizer)==265 and qwen.model.get_input_embeddings().weight.shape[0]==288
     assert qwen.model.config.text_config.vocab_size==288
+
+def test_a_base_that_grows_is_the_same_base_each_time_it_is_read(tmp_path):
+    "Whatever numbers were drawn before: its digest is compared when a run is resumed, measured or asked"
+    folder,digests = tiny_folder(tmp_path/'base', vocabulary=264), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        digests.append(weights_digest(QwenVL.from_folder(folder).base_tensors()))
+    assert digests[0]==digests[1]
 
 def test_the_embedding_grows_when_the_id_does_not_fit(shared, golden):
     case = json.loads((shared/'cases'/'action_cls'/'case_03.json').read_text())

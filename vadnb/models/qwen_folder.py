@@ -145,6 +145,8 @@ def fit_embedding(
     if token_id<rows: return
     model.resize_token_embeddings(token_id+1, pad_to_multiple_of=64, mean_resizing=False)
     model.config.get_text_config().vocab_size = model.get_input_embeddings().weight.shape[0]
+    # numbers that chance draws would make another base of it each time it is read
+    for m in (model.get_input_embeddings(), model.lm_head): m.weight.data[rows:] = 0
 
 def tied(model): return model.lm_head.weight is model.get_input_embeddings().weight
 

@@ -244,6 +244,9 @@ CONFLICTS = [
     (lambda c: c.lora.use and (c.model.vision and 'vision' in c.lora.targets or
                                c.model.merger and 'merger' in c.lora.targets),
         "'lora.targets' names what 'model.vision' or 'model.merger' trains as a whole; do one of the two"),
+    (lambda c: c.score.text and (c.model.vision or c.model.merger),
+        "'score.text' asks the base without training, and 'model.vision' or 'model.merger' trains what it sees with; "
+        'set score.text false'),
     (lambda c: c.cache.where in ('memory', 'disk') and never_alike(c),
         lambda c: f"'cache.where' is {c.cache.where} and {never_alike(c)}, so that nothing can be kept; set it to off"),
     (lambda c: not c.lora.use and c.model.adapter,
