@@ -1,8 +1,9 @@
 "The whole of action_cls in a very small world: train, stop, resume, evaluate, predict, report; two sets, two processes; bad input; health; real clips"
-import json, os, shutil, warnings
+import json, multiprocessing, os, shutil, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from command import vadnb
 from test_processes import together
@@ -156,6 +157,56 @@ def test_views_of_a_clip_are_averaged_and_named(world, run):
     said, = system.predict(next((world/'ucf'/'UCF-101'/'MovingUp').iterdir()))
     assert len(said.looked[0])==8 and len(said.spans)==1
 
+def test_kept_visual_tokens_give_the_same_curve(world, tmp_path):
+    "Bit for bit, also after a stop; the clips themselves are read once"
+    more = *given(world), '--train.steps', 6, '--data.hold_out', 0, '--data.keep_gb', 0
+    plain = fit(config(world, tmp_path, 'plain', *more, '--cache.where', 'off'))
+    for where in ('memory', 'disk'):
+        fit(config(world, tmp_path, where, *more, '--cache.where', where), [StopAt(3)])
+        kept = fit(config(world, tmp_path, where, *more, '--cache.where', where))
+        assert type(kept.train).__name__=='TokenClips'
+        assert [r['loss'] for r in rows(kept.run, 'train')]==[r['loss'] for r in rows(plain.run, 'train')]
+        a,b = parameters(plain.run), parameters(kept.run)
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_half_precision_leaves_what_trains_alone(world, tmp_path):
+    "A bf16 base under autocast, recomputed in the backward pass, with DoRA and a decoder that reads visual tokens"
+    learner = fit(config(world, tmp_path, 'half', *given(world), '--model.dtype', 'bf16', '--train.precision', 'bf16', '--train.gradient_checkpointing', 'true',
+                         '--lora.dora', 'true', '--decoder.kind', 'transformer', '--decoder.heads', 4, '--train.steps', 2))
+    system = learner.system
+    assert {p.dtype for p in system.parameters() if p.requires_grad}=={torch.float32} and system.qwen.language.embed_tokens.weight.dtype==torch.bfloat16
+    assert 'precision' not in findings(learner.run) and all(np.isfinite(r['loss']) for r in rows(learner.run, 'train'))
+    read,_ = load_run(learner.run, 'last')
+    for k,v in system.state_dict().items(): assert torch.equal(v, read.state_dict()[k]), k
+
+def test_the_folder_of_the_guide_is_read(run, tmp_path):
+    "Its decoder has no configuration"
+    folder = Path(shutil.copytree(find_checkpoint(run), tmp_path/'output'))
+    (folder/'action_decoder_config.json').unlink()
+    system,_ = load_run(run, 'last')
+    want = {k: v.clone() for k,v in system.state_dict().items()}
+    with torch.no_grad():
+        for p in system.parameters():
+            if p.requires_grad: p.zero_()
+    assert system.load_reference(folder)==[]
+    assert all(torch.equal(v, system.state_dict()[k]) for k,v in want.items())
+
+def test_a_run_becomes_a_plain_model_and_a_decoder(world, run, tmp_path):
+    from vadnb.models.qwen_vl import QwenVL
+    code,out,err = vadnb('convert', 'action-model', run, tmp_path/'merged', '--which', 'last')
+    assert code==0, err
+    model,decoder = QwenVL.from_folder(tmp_path/'merged'), ActionDecoder.from_pretrained(tmp_path/'merged')
+    system,_ = load_run(run, 'last')
+    data = system.cfg.make_data()
+    batch = data.collate([data.split('test')[k] for k in (0, 3)])
+    with torch.no_grad(): torch.testing.assert_close(decoder(model.rows(batch)), system.decoders['directions'](system.qwen.rows(batch)), rtol=0, atol=1e-4)
+    code,_,err = vadnb('convert', 'action-model', run, tmp_path/'merged')
+    assert code==2 and 'is there already' in err
+
+def test_what_the_base_says_stands_beside(run):
+    code,out,err = vadnb('eval', '--run', run, '--score.text', 'true')
+    assert code==0 and 0<=read_json(run/'eval.json')['metrics']['baseline/top1/text']<=1, err
+
 # ---------------------------------------------------------------- several sets
 
 def test_two_sets_train_together_each_with_its_decoder(world, tmp_path):
@@ -193,11 +244,15 @@ def test_an_unused_decoder_is_not_stepped(world, tmp_path, optimizer):
 
 def train(world, folder, name, batch, *more):
     ClassScan.pictures = lambda self: {}
+    # a forked process begins with what its parent has set up
+    AcceleratorState._reset_state(True)
     learner = fit(config(world, folder, name, '--train.batch_size', batch, '--train.steps', 3, '--optim.name', 'sgd', '--optim.lr', '.01', '--optim.weight_decay', '.1', *more))
     (folder/f"{name}.metrics{os.environ.get('RANK', '0')}").write_text(json.dumps(learner.metrics))
 
-def test_two_processes_are_one(world, tmp_path):
+def test_two_processes_are_one(world, tmp_path, monkeypatch):
     "With two sets of which batches often hold one alone"
+    # forked, so that imports of many seconds are paid once
+    monkeypatch.setattr('test_processes.processes', multiprocessing.get_context('fork'))
     more = *TWO, *given(world), '--data.weights', '[9,1]', '--loss.smoothing', .1
     train(world, tmp_path, 'one', 2, *more)
     together(tmp_path/'two', train, world, tmp_path, 'two', 1, *more)

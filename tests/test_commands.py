@@ -139,7 +139,7 @@ def test_help_lists_the_kinds():
 # ---------------------------------------------------------------- what a system lacks
 
 def test_what_a_system_lacks_is_one_line_with_those_that_have_it(run):
-    assert 'line has no demos; adatad and fgclip and uniad have them' in refuse('demo', '--only', 'line')
+    assert 'line has no demos; action_cls and adatad and fgclip and uniad have them' in refuse('demo', '--only', 'line')
     assert 'line has no pictures beside those of training; uniad has' in refuse('pictures', '--run', run)
 
 def test_memory_of_the_system_at_hand(run, monkeypatch):

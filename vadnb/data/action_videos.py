@@ -316,7 +316,7 @@ def fingerprint(self:ActionVideos)->str: # hexadecimal
 def _padded(rows, value): # (B, L) of rows of different lengths
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
-ROWS = ('pixel_values_videos', 'video_grid_thw', 'second_per_grid')
+ROWS = ('pixel_values_videos', 'visual_tokens', 'video_grid_thw', 'second_per_grid') # tokens where they are kept
 SCALARS = ('label', 'set', 'video', 'view', 'video_count')
 
 def collate(
@@ -329,7 +329,7 @@ def collate(
     ids = [x['input_ids'] for x in items]
     res = dict(input_ids=_padded(ids, pad_id), attention_mask=_padded([torch.ones_like(i) for i in ids], 0))
     if 'labels' in items[0]: res['labels'] = _padded([x['labels'] for x in items], -100)
-    res |= {k: torch.cat([x[k] for x in items]) for k in ROWS}
+    res |= {k: torch.cat([x[k] for x in items]) for k in ROWS if k in items[0]}
     res |= {k: torch.stack([x[k] for x in items]) for k in SCALARS}
     return res | dict(name=[x['name'] for x in items])
 

@@ -6,7 +6,7 @@
 __all__ = ['TokenCheck', 'EmbeddingCheck', 'LeakCheck', 'ScaleCheck', 'PrecisionCheck', 'DecoderCheck', 'DrawnCheck',
            'action_checks']
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #ab6424dd
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #5d242730
 import torch
 from ...core import read_json
 from ...data.actions import class_text
@@ -16,7 +16,7 @@ from ...train.checkpoint import read_part
 from ...train.health import Check
 from ...train.health import a_few_of
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #c711954c
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #fda70ca4
 class TokenCheck(Check):
     "A row of the token that is not learned"
     code,what = 'token_row', 'the row of the action token is in the optimizer and moves'
@@ -48,7 +48,7 @@ class EmbeddingCheck(Check):
                       f'number {token}: rows were cut off; leave the embedding as large as it was', rows=rows)
     after_fit = before_fit
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #7e01a626
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #427229fa
 class LeakCheck(Check):
     "A label that the token can see"
     code,what = 'label_visible', 'nothing before the action token tells the class'
@@ -71,7 +71,7 @@ class LeakCheck(Check):
         at = int((ids==L.system.qwen.action_token_id).nonzero()[0])
         return ids[:at].tolist(), bool((labels[:at]!=-100).any())
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #cfb6331d
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #9697a5da
 class ScaleCheck(Check):
     "A multiple of the rate that nothing reads, or a ratio of LoRA+ where it does not belong"
     code,what = 'rate_scale', 'every part trains at its multiple of the rate, and the LoRA+ ratio is that of B'
@@ -90,6 +90,7 @@ class ScaleCheck(Check):
                 self.find('warning', f"group '{g['name']}' has the ratio of LoRA+ and holds {a_few_of(astray)}, which "
                           'is no matrix B; give biases and magnitudes groups of their own', key=f"{g['name']} ratio")
 
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #3e81e077
 class PrecisionCheck(Check):
     "Something that trains in half precision"
     code,what = 'precision', 'adapters, token and decoders are float32'
@@ -98,7 +99,7 @@ class PrecisionCheck(Check):
             self.find('warning', f'{len(narrow)} parameters train in half precision ({a_few_of(narrow)}), which loses '
                       'small steps; keep what trains in float32, the frozen base may be bf16', parameters=narrow)
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #bf16a844
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #a55ea7a1
 class DecoderCheck(Check):
     "A decoder that no optimizer steps, or that a checkpoint lacks"
     code,what = 'decoder', 'decoders are in the optimizer and in every checkpoint'
@@ -118,6 +119,7 @@ class DecoderCheck(Check):
             self.find('warning', f'{folder.name} holds no decoder, or not all of it: what is read from it would answer '
                       'at random; name the decoders in parts()', key='checkpoint')
 
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #18828497
 class DrawnCheck(Check):
     "A data set that was never drawn, so that its decoder is as random as it began"
     code,what = 'undrawn_set', 'every data set is drawn'
@@ -135,7 +137,7 @@ class DrawnCheck(Check):
         return dict(drawn={n: self.earlier.get(n, 0)+now.get(n, 0) for n in {**self.earlier, **now}})
     def load_state_dict(self, state): self.earlier = state['drawn']
 
-# %% ../../../nbs/systems/action_cls/04_checks.ipynb #ef5a9130
+# %% ../../../nbs/systems/action_cls/04_checks.ipynb #441f964e
 def action_checks()->list: # one of each
     "The checks of this system"
     return [TokenCheck(), EmbeddingCheck(), LeakCheck(), ScaleCheck(), PrecisionCheck(), DecoderCheck(), DrawnCheck()]

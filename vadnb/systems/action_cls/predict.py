@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['head_of', 'window_spans', 'views_of', 'looked_frames', 'predict_video', 'clips_of']
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #57d7ad18
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #2c0605ee
 from pathlib import Path
 import torch
 from ...core import ConfigError
@@ -20,7 +20,7 @@ from .data import batch_with_host
 from .scan import Look
 from .scan import clip_probabilities
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #75f9eead
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #a9a112e2
 def head_of(
     cfg, # `Config`
     sets:dict, # name of a set → facts
@@ -45,7 +45,7 @@ def window_spans(
     size = max(1, min(round(s.window*fps), frames))
     return [(int(a), int(b)) for a,b in sliding_windows(frames, size, s.overlap)]
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #84255d7d
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #316fdb79
 def views_of(
     reader, # `ClipReader`
     entry, # whose label is not known
@@ -67,7 +67,7 @@ def looked_frames(
     return [sorted(int(f) for v in range(reader.sampling.views) for f in reader.plan(path, v, span=s).indices)
             for s in spans]
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #890943bd
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #236f20a6
 def predict_video(
     path, # a video, or a folder of pictures
     name:str, # of the result
@@ -95,7 +95,7 @@ def predict_video(
     return ClassPrediction(name, str(path), known.fps, known.frames, facts['classes'], p, spans,
                            looked_frames(reader, str(path), spans), true_class, temperature)
 
-# %% ../../../nbs/systems/action_cls/05_predict.ipynb #bf979525
+# %% ../../../nbs/systems/action_cls/05_predict.ipynb #3248cc52
 def clips_of(
     source, # a clip, a folder of pictures, a folder of clips, or of folders that are called like classes
 )->list: # (path, name of the result, class or None)
