@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOCKS', 'VadnbError', 'ConfigError', 'DataError', 'VideoError', 'CheckpointError', 'DeviceError', 'DataWarning',
-           'MetricWarning', 'did_you_mean', 'joined', 'is_whole', 'is_number', 'read_text', 'read_json', 'yaml_fault',
-           'read_yaml', 'unwritten', 'write_atomic', 'write_json', 'sync_folder', 'append_jsonl', 'read_jsonl',
-           'inside', 'set_seed', 'pick_device']
+           'MetricWarning', 'did_you_mean', 'joined', 'is_whole', 'is_number', 'read_text', 'uncollected', 'read_json',
+           'yaml_fault', 'read_yaml', 'unwritten', 'write_atomic', 'write_json', 'sync_folder', 'append_jsonl',
+           'read_jsonl', 'inside', 'set_seed', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #9c85a750
-import contextlib, difflib, errno, json, math, numbers, os, random, re, weakref
+import contextlib, difflib, errno, gc, json, math, numbers, os, random, re, weakref
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #253aae4d
@@ -87,6 +87,16 @@ def read_text(
     except OSError as e: raise error(f'{str(path)[:300]}: cannot be read ({e.strerror}); check the path') from None
     except ValueError as e: raise error(f'{str(path)[:300]!r}: cannot be the name of a file ({e})') from None
 
+# %% ../nbs/00_core.ipynb #3016cbcb
+@contextlib.contextmanager
+def uncollected():
+    "No search for garbage while many objects are made that all stay"
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
 # %% ../nbs/00_core.ipynb #e55c1a21
 def read_json(
     path, # file to read
@@ -95,14 +105,16 @@ def read_json(
     "A JSON file in which no mapping writes a key twice, or `error` with file, line and column"
     def constant(name): raise error(f'{path}: holds {name}, which JSON does not allow; write a number or null')
     def mapping(pairs):
-        res,names = dict(pairs), [k for k,_ in pairs]
-        if len(res)<len(names):
+        res = dict(pairs)
+        if len(res)<len(pairs):
+            names = [k for k,_ in pairs]
             twin = next(k for k in names if names.count(k)>1)
             raise error(f"{path}: the key '{twin}' is written twice in one mapping, and the first would be lost; "
                         'merge the two or rename one')
         return res
     text = read_text(path, error)
-    try: res = json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
+    try:
+        with uncollected(): res = json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
     except json.JSONDecodeError as e:
         raise error(f'{path}, line {e.lineno}, column {e.colno}: not valid JSON ({e.msg})') from None
     except RecursionError:
