@@ -29,6 +29,7 @@ def turn_json(
     said,gap = encode_basestring,'\n        '
     return f'      {{{gap}"content": {said(content)},{gap}"role": {said(role)}\n      }}'
 
+# %% ../../nbs/data/38_action_files.ipynb #45bd82b2
 def entry_json(
     entry:dict, # see `chat_entry`; other keys, or another order of them, go through `json`
 )->str: # as `json.dumps(..., indent=2, ensure_ascii=False)` has it inside of a list
