@@ -276,7 +276,7 @@ def test_a_folder_of_pictures_is_a_clip_with_a_rate_that_is_given(real, tmp_path
     action_folders(str(tmp_path/'tree'), str(tmp_path/'data'))
     found = read_entries(tmp_path/'data', 'clips_train')
     assert found.classes==('run', 'walk')
-    with pytest.raises(DataError, match='picture_fps'): ActionVideos(found, ClipReader(FrameSampling(frames=4), tokens))[0]
+    with pytest.raises(DataError, match='folder_fps'): ActionVideos(found, ClipReader(FrameSampling(frames=4), tokens))[0]
     x = ActionVideos(found, ClipReader(FrameSampling(frames=4), tokens, picture_fps=10.))[1]
     assert float(x['second_per_grid'])==pytest.approx(2*.5/4) and x['pixel_values_videos'][0].unique().tolist()==[0, 40]
 

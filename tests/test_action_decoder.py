@@ -121,6 +121,8 @@ def test_a_missing_or_damaged_decoder_is_named(tmp_path):
     ActionDecoder(8, 2).save_pretrained(tmp_path)
     (tmp_path/CONFIG).write_text('{"decoder_type": "linear"}')
     with pytest.raises(CheckpointError, match=CONFIG): ActionDecoder(8, 2).load_pretrained(tmp_path)
+    (tmp_path/CONFIG).write_text(json.dumps(dict(ucf=ActionDecoder(8, 2).config(), ssv2=ActionDecoder(8, 3).config())))
+    with pytest.raises(CheckpointError, match='several decoders .ucf, ssv2.'): ActionDecoder(8, 2).load_pretrained(tmp_path)
 
 def test_dropout_is_of_training_alone():
     torch.manual_seed(0)

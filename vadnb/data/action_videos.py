@@ -59,7 +59,7 @@ def opened_video(
     "A reader that has a rate, or `DataError`"
     folder = Path(path).is_dir()
     if folder and not picture_fps:
-        raise DataError(f'{path}: is a folder of pictures and has no frame rate; give it as picture_fps')
+        raise DataError(f'{path}: is a folder of pictures and has no frame rate; give it as folder_fps')
     return VideoReader(path, fps=picture_fps if folder else None)
 
 # %% ../../nbs/data/37_action_videos.ipynb #c5c6f77f
@@ -186,7 +186,7 @@ def too_long(
 )->str: # in words
     "Why an entry is refused"
     return (f'{entry.where}: takes {tokens} tokens, {video} of them of its video, and the cutoff is {cutoff}; raise '
-            f'cutoff to {tokens}, or lower max_pixels or frames')
+            f'cutoff to {tokens}, or lower the pixels or the frames of a clip')
 
 @patch
 def item(self:ClipReader,

@@ -161,4 +161,5 @@ class TokenBudget:
             return (f'all {len(self.counts)} samples fit into {self.limit} tokens; the longest has {most}, {video} of '
                     f'them of its video, the mean {mean:.0f}')
         return (f'{len(self.over)} of {len(self.counts)} samples have more than {self.limit} tokens; the longest has '
-                f'{most}, {video} of them of its video: {where}; raise cutoff to {most}, or lower max_pixels or frames')
+                f'{most}, {video} of them of its video: {where}; raise cutoff to {most}, or '
+                'lower the pixels or the frames of a clip')

@@ -143,7 +143,7 @@ def fps(self:VideoReader)->float: # frames per second, averaged where the rate v
     self._source.frames # counting also reads the clock
     rate = self._fps if self._source.facts is None else frame_rate(self._source.facts)[0]
     if not rate:
-        fix = 'pass fps= to VideoReader' if self._source.facts is None else 're-encode it'
+        fix = 'give it one (fps)' if self._source.facts is None else 're-encode it'
         raise VideoError(f'{self.path}: has no frame rate; {fix}')
     return float(rate)
 

@@ -191,6 +191,8 @@ def read_decoder(
     tensors = own_names(read_weights(file))
     if not told.is_file(): return tensors,decoder_shape(tensors, file)
     shape = read_json(told, CheckpointError)
+    if isinstance(shape, dict) and shape and all(isinstance(v, dict) for v in shape.values()):
+        raise CheckpointError(f"{told}: holds several decoders ({', '.join(shape)}); start from a run with one of them")
     if not isinstance(shape, dict) or {*shape}!={*SHAPE}:
         raise CheckpointError(f"{told}: must be a mapping of {', '.join(SHAPE)}; copy it again")
     return tensors,shape

@@ -79,11 +79,14 @@ def tiny_qwen(
     seed:int|None=None, # of the weights; None: go on with the numbers that come
     action_start:str='mean', # how the row of <ACTION> begins, see `QwenVL`
     dtype=None, # precision of the base; None: float32
+    attention:str='sdpa', # sdpa | flash_attention_2 | eager
+    action_token:str='<ACTION>', # at which the model is read
     **size, # words of `tiny_config`
 )->QwenVL: # with random weights, in evaluation
     "A small model to train at once"
     if seed is not None: set_seed(seed)
-    return QwenVL.from_config(tiny_config(**size), tiny_tokenizer(), dtype=dtype, action_start=action_start)
+    how = dict(dtype=dtype, attention=attention, action_token=action_token, action_start=action_start)
+    return QwenVL.from_config(tiny_config(**size), tiny_tokenizer(), **how)
 
 # %% ../../nbs/models/36_tiny_qwen.ipynb #0232c597
 def tiny_folder(

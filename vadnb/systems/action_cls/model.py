@@ -67,7 +67,7 @@ def make_base(
         size = dict(hidden=m.hidden, layers=m.layers, heads=m.heads, vision_hidden=m.vision_hidden,
                     vision_layers=m.vision_layers, vision_heads=m.vision_heads, init_std=m.init_std)
         dtype = torch.bfloat16 if m.dtype=='bf16' else None
-        return tiny_qwen(action_start=m.action_start, dtype=dtype, **size)
+        return tiny_qwen(None, m.action_start, dtype, m.attention, m.action_token, **size)
     dtype = dict(stored=None, fp32=torch.float32, bf16=torch.bfloat16)[m.dtype]
     return QwenVL.from_folder(m.base, dtype, m.attention, m.action_token, m.action_start)
 

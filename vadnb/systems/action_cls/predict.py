@@ -6,10 +6,12 @@
 __all__ = ['head_of', 'window_spans', 'views_of', 'looked_frames', 'predict_video', 'clips_of']
 
 # %% ../../../nbs/systems/action_cls/05_predict.ipynb #57e04ba4
+import warnings
 from pathlib import Path
 import numpy as np
 import torch
 from ...core import ConfigError
+from ...core import DataWarning
 from ...data.action_sources import listed_clips
 from ...data.action_videos import opened_video
 from ...data.action_videos import unlabelled
@@ -106,9 +108,15 @@ def predict_video(
 
 # %% ../../../nbs/systems/action_cls/05_predict.ipynb #3248cc52
 def clips_of(
-    source, # a clip, a folder of pictures, a folder of clips, or of folders that are called like classes
+    source, # a clip, a folder of pictures, a folder of clips, or of folders of clips
+    classes, # those of the model; folders that are called like none of them name no class
 )->list: # (path, name of the result, class or None)
     "What a source holds; names are below the source"
-    root = Path(source)
+    root,found = Path(source),listed_clips(source)
     def name(p): return p.name if p==root else p.relative_to(root).as_posix()
-    return [(p, name(p), cls) for p,cls in listed_clips(source)]
+    folders = {cls for _,cls in found}-{None}
+    named = not folders or folders&{*classes}
+    if not named:
+        warnings.warn(f'{source}: none of its {len(folders)} folders is called like a class of the model, so what is '
+                      'right is taken as not known', DataWarning)
+    return [(p, name(p), cls if named else None) for p,cls in found]

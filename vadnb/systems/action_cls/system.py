@@ -31,6 +31,7 @@ from .model import make_decoder
 from .model import still
 from .model import text_logits
 from .predict import clips_of
+from .predict import head_of
 from .predict import predict_video
 from .scan import ClassScan
 from .scan import Look
@@ -228,7 +229,8 @@ def predict(self:ActionCls,
     "→ a `ClassPrediction` for each clip, and for one that is damaged its `DataError`"
     reader = ActionData(self.cfg).reader()
     def look(batch): return self.look(to_device(batch, self.device))
-    for path,name,true in mine(clips_of(source)):
+    classes = self.sets[head_of(self.cfg, self.sets)]['classes']
+    for path,name,true in mine(clips_of(source, classes)):
         # what is known of other videos is not needed again
         reader.facts.clear()
         try: found = predict_video(path, name, look, reader, self.cfg, self.sets, self.calibration, true)
