@@ -403,7 +403,7 @@ def test_weights(train, tmp_path):
     assert "'model.size' is set but the weights decide it" in refuse(*train, '--model.pretrained', 'true', '--model.weights', 'nowhere')
     assert 'nowhere: no such model folder or file' in refuse(*words, 'nowhere')
     assert f'{tmp_path}: holds no weights' in refuse(*words, tmp_path)
-    (tmp_path/'pytorch_model.bin').write_bytes(b"cos\nmkdir\n(S'hacked'\ntR.")         # a pickle that makes a folder when it is loaded
+    (tmp_path/'pytorch_model.bin').write_bytes(b"\x80\x02cos\nmkdir\n(S'hacked'\ntR.")         # a pickle that makes a folder when it is loaded
     assert f'{tmp_path}/pytorch_model.bin: not a file of plain tensors' in refuse(*words, tmp_path)
     assert not Path('hacked').exists()
     (tmp_path/'model.safetensors').write_bytes(b'junk')
