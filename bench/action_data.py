@@ -1,17 +1,12 @@
 "Action classification's data: annotation to conversations, frames to patches, each against what others do in the same work"
-import json, tempfile, time
+import json, tempfile
 from pathlib import Path
 import numpy as np
 import torch
+from bench._clock import cpu
 from vadnb.data.action_files import entries_json
 from vadnb.data.actions import ssv2_entries
 from vadnb.data.patches import patchify
-
-def cpu(work):
-    "(CPU-seconds of all threads, what the work gave)"
-    start = time.process_time()
-    res = work()
-    return time.process_time()-start, res
 
 def best(works, repeats):
     "Least CPU-seconds of each work, in turn so that all have the same neighbours"

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 import numpy as np
 import torch
+from bench._clock import cpu
 from bench.video import moving_texture
 from vadnb.core import DataError
 from vadnb.data import frame_sources
@@ -35,12 +36,6 @@ def counting():
     frame_sources.opened = counted
     try: yield seen
     finally: frame_sources.opened = opened
-
-def cpu(work):
-    "(CPU-seconds of all threads, what the work gave)"
-    start = time.process_time()
-    res = work()
-    return time.process_time()-start, res
 
 def test_video(path, frames):
     "A video streamed once, and window by window: packets, CPU, and whether the windows are the same"

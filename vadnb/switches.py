@@ -76,5 +76,6 @@ def unread_lines(
 )->list: # a sentence for each switch
     "What a configuration holds that nothing reads, in words"
     told = {}
-    for key,(because,_) in unread_settings(cfg).items(): told.setdefault(because, []).append(key)
-    return [f"{because}, so nothing reads {', '.join(keys)}" for because,keys in told.items()]
+    for key,why in unread_settings(cfg).items(): told.setdefault(why, []).append(key)
+    return [f"{because}, so nothing reads {', '.join(keys)}; {fix} to have it read"
+            for (because,fix),keys in told.items()]

@@ -28,7 +28,6 @@ from ..plots import short
 from ..plots import words
 from .lanes import packed
 from .layers import Segments
-from .playback import played_again
 from .record import Result
 from .record import as_source
 from .segment_threshold import SegmentThreshold
@@ -149,13 +148,6 @@ def result(self:ActionPrediction,
     said = dict(actions=Segments([(r['start'], r['end'], r['label'], r['score']) for r in self.meant()]))
     facts = {'times': self.times} | facts
     return Result(Path(self.name).name, len(self), self.fps, said, self.source, path=self.path, **facts)
-
-@patch
-def overlay_frames(self:ActionPrediction,
-    frames, # iterable of (h, w, 3) uint8, the whole video in order, consumed one at a time
-): # generator of uint8 frames, a band taller than the video, with even sides
-    "Name what happens below each frame. Raises `DataError` when there are more or fewer frames than predicted"
-    return played_again(self.result(), frames)
 
 # %% ../../nbs/results/18_actions.ipynb #b93061d3
 def class_lanes(

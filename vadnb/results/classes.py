@@ -34,7 +34,6 @@ from .fields import listed
 from .fields import relative_name
 from .fields import whole
 from .layers import Classes
-from .playback import played_again
 from .record import Result
 from .record import as_source
 from .temperature import ClassTemperature
@@ -143,13 +142,6 @@ def result(self:ClassPrediction,
     "What is said of the video: one layer with a row for each clip or window"
     said,facts = dict(classes=self.layer), {'times': self.times} | facts
     return Result(Path(self.name).name, len(self), self.fps, said, self.source, path=self.path, **facts)
-
-@patch
-def overlay_frames(self:ClassPrediction,
-    frames, # iterable of (h, w, 3) uint8, the whole video in order, consumed one at a time
-): # generator of uint8 frames, a band taller than the video, with even sides
-    "Name the likeliest class below each frame. Raises `DataError` when there are more or fewer frames than predicted"
-    return played_again(self.result(), frames)
 
 # %% ../../nbs/results/26_classes.ipynb #bfa6306f
 @patch

@@ -23,6 +23,7 @@ from .answer import Answer
 from .origin import file_facts
 from .origin import open_video
 from .origin import spare_source
+from .playback import played_again
 from .record import write_record
 
 # %% ../../nbs/results/19_video_answer.ipynb #5fd2279f
@@ -36,9 +37,9 @@ class VideoAnswer(Answer):
         raise NotImplementedError
     def table_rows(self): # a sentence, and the cells of a table
         raise NotImplementedError
-    def overlay_frames(self, frames): # iterable of (h, w, 3) uint8, consumed one at a time
-        "Generator of the frames with everything drawn on"
-        raise NotImplementedError
+    def overlay_frames(self, frames): # iterable of (h, w, 3) uint8, the whole video in order, consumed one at a time
+        "Generator of the frames with everything drawn on. Raises `DataError` for more or fewer than there are"
+        return played_again(self.result(), frames)
     def own_endings(self): # of its files, the picture among them
         raise NotImplementedError
     def write(self, files, figure): # paths with `own_endings`; the picture

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'PLACES', 'inputs_of', 'features_of', 'EncodedRows', 'CachedFeatures', 'feature_words', 'check_cache',
-           'kept', 'uncached', 'cached']
+           'kept', 'uncached', 'cached', 'FedData', 'say_once']
 
 # %% ../../nbs/train/56_feature_cache.ipynb #4bd4e2e1
+import sys
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from ..core import ConfigError
 from ..core import DataError
 from ..core import did_you_mean
@@ -24,6 +26,7 @@ from ..data.store import OverLimit
 from ..data.store import Store
 from ..data.store import Wanted
 from ..data.store import keep_in_memory
+from .system import Data
 
 # %% ../../nbs/train/56_feature_cache.ipynb #9734a56c
 def inputs_of(
@@ -243,3 +246,24 @@ def cached(
             reasons = [str(e)] if isinstance(e, OverLimit) else [*reasons, str(e)]
             if isinstance(e, OverLimit): break
     return uncached(data, f"because {'; '.join(reasons)}", say)
+
+# %% ../../nbs/train/56_feature_cache.ipynb #885fc5dd
+class FedData(Data):
+    "The data of a run as training sees them: some splits in another form, the rest as they are"
+    def __init__(self,
+        data, # `Data` of the run
+        known:dict, # name of a split → the data set that takes its place
+    ): self.data,self.known,self.noun = data,known,data.noun
+
+    def split(self, name): return self.known[name] if name in self.known else self.data.split(name)
+    def collate(self, items): return self.data.collate(items)
+    def order(self, rng, size): return self.data.order(rng, size)
+    def facts(self): return self.data.facts()
+    def rows(self): return self.data.rows()
+
+def say_once(
+    text:str, # one line for the person watching
+):
+    "Said by one process, above its bars"
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank()==0
+    if first: tqdm.write(text, file=sys.stderr)

@@ -24,7 +24,7 @@ from ...models.uniad import feature_size
 from ...models.weights import read_weights
 from ...results.image import ImagePrediction
 from ...results.images import list_inputs
-from .backbone import FeatureData
+from .backbone import fed_features
 from .backbone import feature_key
 from .backbone import load_pretrained
 from .backbone import without_images
@@ -186,7 +186,7 @@ def start_from_data(self:UniADSystem,
 def feed(self:UniADSystem, data, fresh):
     "Features in place of images, where they may be kept; the head's first values when a run begins"
     key = feature_key(self.backbone, self.cfg.model.outstride)
-    fed = FeatureData(data, lambda items, what: without_images(items, what, self.cfg, self.encode, key))
+    fed = fed_features(data, lambda items, what: without_images(items, what, self.cfg, self.encode, key))
     if fresh and self.cfg.model.start=='data': self.start_from_data(fed.split('train'))
     return fed
 
