@@ -4,9 +4,12 @@ import pytest, torch, yaml
 import line_system
 from command import vadnb
 from test_processes import ended, start
+from toy_system import StopAt
 from vadnb.commands.words import COMMANDS
 from vadnb.core import read_json, read_jsonl
-from vadnb.systems.registry import offering, system_names
+from vadnb.systems import registry
+from vadnb.systems.registry import Demo, offering, system_names
+from vadnb.train.learner import fit
 
 QUICK = shlex.split("--train.epochs 3 --train.batch_size 4 --train.workers 0 --train.device cpu --train.progress false "
                     "--train.trackers [] --optim.lr 0.1 --optim.schedule constant --optim.warmup 0")
@@ -141,6 +144,30 @@ def test_help_lists_the_kinds():
 def test_what_a_system_lacks_is_one_line_with_those_that_have_it(run):
     assert 'line has no demos; action_cls, adatad, fgclip and uniad have them' in refuse('demo', '--only', 'line')
     assert 'line has no pictures beside those of training; uniad has' in refuse('pictures', '--run', run)
+
+@pytest.fixture
+def demo_of_a_line(folder, tmp_path, monkeypatch):
+    "The one system that plays, with a stranger's configuration"
+    (tmp_path/'line.yaml').write_text(yaml.safe_dump(dict(system='line', data=dict(test=3), train=dict(epochs=3, batch_size=4, workers=0, device='cpu'))))
+    (tmp_path/'a.txt').write_text('2')
+    offered = Demo('a line', 'line-world', 'numbers', lambda cfg, progress: ('world: a line', [tmp_path/'a.txt']), str(tmp_path/'line.yaml'))
+    monkeypatch.setattr(line_system, 'DEMO', offered, raising=False)
+    monkeypatch.setattr(registry, 'offering', lambda what: dict(line=offered))
+    return ['demo', '--folder', tmp_path/'runs']
+
+@pytest.mark.parametrize('only', [['--only', 'line'], []])
+def test_a_demo_that_is_stopped_shows_no_result_and_goes_on(demo_of_a_line, tmp_path, monkeypatch, only):
+    def stopped(cfg, callbacks=()): return fit(cfg, [*callbacks, StopAt(2, 'received SIGTERM')])
+    monkeypatch.setattr('vadnb.train.learner.fit', stopped)
+    code,out,err = vadnb(*demo_of_a_line, *only)
+    run = tmp_path/'runs'/'demo-line'
+    assert code==143 and out.splitlines()[-1]==f'{run}: stopped at step 2 of 9; the same command goes on', out+err
+    assert not (run/'eval.json').exists() and not (run/'report.html').exists()
+    monkeypatch.setattr('vadnb.train.learner.fit', fit)
+    code,out,err = vadnb(*demo_of_a_line, *only)
+    assert code==0 and (run/'eval.json').is_file() and (run/'report.html').is_file(), out+err
+    assert (tmp_path/'runs'/'demo.html').exists()==(not only)
+    assert read_jsonl(run/'log.jsonl')[-1]['status']=='done'
 
 def test_memory_of_the_system_at_hand(run, monkeypatch):
     def broken(run:str=''): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')

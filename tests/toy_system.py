@@ -88,9 +88,9 @@ def config(folder, name, optim=None, points=23, bad=(), noisy=True, ballast=0, s
 
 class StopAt(Callback):
     "Ask for a stop after a step, as a signal does"
-    def __init__(self, step): self.at = step
+    def __init__(self, step, why='asked to'): self.at,self.why = step, why
     def after_step(self):
-        if self.learner.step==self.at: self.learner.stop = 'asked to'
+        if self.learner.step==self.at: self.learner.stop = self.why
 
 class FailAt(Callback):
     "Die after a step, with everything of it logged and saved"
