@@ -40,7 +40,7 @@ def rows():
         @torch.no_grad()
         def forward(copy=False): return lookup_and_loss(bank, a, b, log_scale, keys, copy)
         def training(): return torch.autograd.grad(lookup_and_loss(bank, x, y, s, keys), (x,y,s))
-        ways = dict(forward=forward, forward_with_copies=lambda: forward(True), training=training, one_product=lambda: a@bank.text.T,
+        ways = dict(forward=forward, forward_with_copies=lambda: forward(True), training=training,
                     two_products=lambda: (a@bank.text.T, b@bank.visual.T), four_products=lambda: (a@bank.text.T, b@bank.visual.T, grads@bank.text, grads@bank.visual))
         t = seconds_each(ways)
     finally: torch.set_num_threads(threads)
@@ -48,7 +48,6 @@ def rows():
     size = f'{ENTRIES:,} entries, batch {BATCH}'
     yield dict(work=f'bank lookup + loss, {size}, over its two products', ratio=t['forward']/t['two_products'], limit=1.2, detail=ms)
     yield dict(work=f'bank lookup + loss and gradients, {size}, over their four products', ratio=t['training']/t['four_products'], limit=1.2, detail=ms)
-    yield dict(work=f'bank lookup + loss, {size}, over one product', ratio=t['forward']/t['one_product'], limit=1.2, detail=ms)
 
 if __name__=='__main__':
     for row in rows(): print(row)

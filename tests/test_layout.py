@@ -165,9 +165,9 @@ def test_sources_name_no_machine():
 # ---------------------------------------------------------------- readable
 # What is longer than the rules allow, counted: a figure here may only fall, and falls together with the code.
 LONG_LINES = {'vadnb.losses.contrastive': 17, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
-              'vadnb.models.clip': 49, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
+              'vadnb.models.clip': 47, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
               'vadnb.models.memory_bank': 7, 'vadnb.models.uniad': 36}
-LONG_MODULES = {'vadnb.models.clip': 524, 'vadnb.models.uniad': 566}
+LONG_MODULES = {'vadnb.models.clip': 495, 'vadnb.models.uniad': 566}
 LARGE_CELLS = {'losses/32_reconstruction.ipynb': 1, 'models/20_clip.ipynb': 1,
                'models/26_uniad.ipynb': 5, 'models/27_feature_decoder.ipynb': 1}
 # The next three hold in every notebook but those of models and losses, whose turn comes when they are next changed.

@@ -63,7 +63,9 @@ def subject(request, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def same_sums(monkeypatch):
-    "Attention that adds up alike on both devices, one vocabulary, and no pictures"
+    "Attention and updates that add up alike on both devices, one vocabulary, and no pictures"
+    adamw = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, 'AdamW', lambda *words, fused=None, **named: adamw(*words, **named))
     monkeypatch.setattr(ImageScan, 'pictures', lambda self: {})
     monkeypatch.setattr(clip, 'read_bpe', one_vocabulary)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():

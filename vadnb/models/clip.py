@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['known_bpe', 'SIZES', 'read_bpe', 'clean_text', 'ClipTokenizer', 'tensor_of', 'clip_tokenizer', 'clip_config',
-           'architecture', 'last_block_input', 'value_tokens', 'as_map', 'cell_weights', 'region_features',
-           'text_features', 'FrameFeatures', 'CLIP', 'normalise_frames', 'encode_text', 'encode_frames',
-           'parameter_parts', 'chunk_rows', 'encode_chunks', 'load_reference', 'folder_size', 'weights_size',
-           'clip_from_folder']
+           'architecture', 'cell_weights', 'region_features', 'text_features', 'FrameFeatures', 'CLIP',
+           'normalise_frames', 'encode_text', 'encode_frames', 'parameter_parts', 'chunk_rows', 'encode_chunks',
+           'load_reference', 'folder_size', 'weights_size', 'clip_from_folder']
 
 # %% ../../nbs/models/20_clip.ipynb #0f158e91
 import copy, functools, gzip, html, math, re, warnings
@@ -23,8 +22,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, read_json
 from .aggregate import at_least_float32
+from .clip_vision import as_map
+from .clip_vision import class_token
+from .clip_vision import last_block_input
+from .clip_vision import value_tokens
 from .clip_weights import clip_shape, common_names, copy_weights, stretch_positions
-from .resizing import image_tokens
 from .weights import read_weights
 from .weights import weights_file
 
@@ -162,37 +164,6 @@ def architecture(
     "What a run has to remember to build its model again when the weights it started from are gone"
     part = lambda c: {k: getattr(c, k) for k in type(c).__annotations__}
     return dict(projection_dim=config.projection_dim, vision_config=part(config.vision_config), text_config=part(config.text_config))
-
-# %% ../../nbs/models/20_clip.ipynb #33345568
-def last_block_input(
-    vision:nn.Module, # `CLIPModel.vision_model`
-    pixels:Tensor, # normalised frames, (N, 3, H, W)
-)->Tensor: # class token and patches that enter the last block, (N, 1+gh*gw, D)
-    "Run the vision encoder up to its last block; the grid is (H, W) over the patch size"
-    patch,(h,w) = vision.config.patch_size,pixels.shape[-2:]
-    if h%patch or w%patch:
-        raise ConfigError(f'frames of {h}x{w} pixels do not divide into patches of {patch}; use {max(1, round(h/patch))*patch}x{max(1, round(w/patch))*patch}')
-    x = vision.pre_layrnorm(image_tokens(vision.embeddings, pixels))
-    for block in vision.encoder.layers[:-1]: x = block(x, None)
-    return x
-
-# %% ../../nbs/models/20_clip.ipynb #a329c76f
-def value_tokens(
-    vision:nn.Module, # `CLIPModel.vision_model`
-    x:Tensor, # tokens that enter the last block, class token first, (N, 1+S, D)
-)->Tensor: # one feature per patch, before any projection, (N, S, D)
-    "The last block without token mixing, then the final layer norm"
-    block = vision.encoder.layers[-1]
-    x = x[:,1:]
-    x = x + block.self_attn.out_proj(block.self_attn.v_proj(block.layer_norm1(x)))
-    return vision.post_layernorm(x + block.mlp(block.layer_norm2(x)))
-
-def as_map(
-    tokens:Tensor, # one feature per patch, row by row, (N, gh*gw, C)
-    grid:tuple, # (gh, gw)
-)->Tensor: # (N, C, gh, gw)
-    "Lay patch tokens out as a map"
-    return tokens.transpose(1, 2).unflatten(2, grid)
 
 # %% ../../nbs/models/20_clip.ipynb #5480b6ad
 def cell_weights(
@@ -378,7 +349,7 @@ def encode_frames(
     pixels = model.normalise(frames)
     grid = (pixels.shape[-2]//model.patch_size, pixels.shape[-1]//model.patch_size)
     x = last_block_input(vision, pixels)
-    if image: res['image'] = model.clip.visual_projection(vision.post_layernorm(vision.encoder.layers[-1](x, None)[:,0]))
+    if image: res['image'] = model.clip.visual_projection(class_token(vision, x))
     if dense or dense_rows is not None or boxes is not None:
         none = torch.zeros(0, dtype=torch.long)
         rows = dense_rows if dense_rows is not None else torch.arange(len(x)) if dense else none
