@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from vadnb.losses.contrastive import hard_negative, info_nce
 from vadnb.models.aggregate import grouped_mean, masked_mean, unit
-from vadnb.models.clip import CLIP, clip_tokenizer, region_features, stretch_positions
+from vadnb.models.clip_tokens import clip_tokenizer
+from vadnb.models.clip import CLIP, region_features, stretch_positions
 from vadnb.models.clip_vision import last_block_input
 
 def close(a, b, atol, rtol): torch.testing.assert_close(a, b, atol=atol, rtol=rtol)

@@ -12,9 +12,9 @@ from vadnb.data.video import VideoReader, write_video
 from vadnb.metrics.events import temporal_map
 from vadnb.metrics.intervals import frame_intervals, per_class_metrics
 from vadnb.metrics.video_anomaly import frame_metrics, trivial_baselines
-from vadnb.models import clip
 from vadnb.models.aggregate import unit
-from vadnb.models.clip import FrameFeatures, clip_tokenizer
+from vadnb.models.clip import FrameFeatures
+from vadnb.models.clip_tokens import clip_tokenizer
 from vadnb.systems.fgclip import predict as prediction
 from vadnb.systems.fgclip.data import class_of
 from vadnb.systems.fgclip.features import ClipLook, Look
@@ -56,13 +56,6 @@ def make_world(folder):
 
 def words(world, runs, name, *more): return ['--data_root', str(world.root), '--runs', str(runs), '--name', name, *SMALL, *map(str, more)]
 def config(world, runs, name, *more): return load_config('fgclip_demo', words(world, runs, name, *more))
-
-@pytest.fixture(scope='module', autouse=True)
-def one_vocabulary():
-    "The vocabulary is unpacked once, not for each of a hundred systems"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(clip, 'read_bpe', functools.cache(clip.read_bpe))
-        yield
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory): return make_world(tmp_path_factory.mktemp('fgclip')/'world')
@@ -581,7 +574,7 @@ def test_what_a_sound_set_is_told(world, runs):
     n = len(regions)/2
     assert f'{n:.1f} per batch and process, a guess costs {math.log(n):.2f}; {n+16:.1f} and {math.log(n+16):.2f} with the full bank' in row(out, 'region candidates')[1]
     assert '4.0 per batch and process, a guess costs 1.39; 20.0 and 3.00 with the full bank' in row(out, 'global candidates')[1]
-    tokenize = clip.clip_tokenizer()
+    tokenize = clip_tokenizer()
     for what,texts in (('clip', captions), ('region', [r['caption'] for r in regions])):
         assert str(max(len(tokenize.ids(t)) for t in texts)) in row(out, f'train {what} tokens')[1] and '77' in row(out, f'train {what} tokens')[1]
     assert '4 normal and 4 abnormal' in row(out, 'train videos')[1] and '2 normal and 2 abnormal' in row(out, 'valid videos')[1]

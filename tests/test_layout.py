@@ -54,7 +54,7 @@ outside = {'pathlib', 'os', 'io', 'json', 'csv', 'yaml', 'shutil', 'tempfile', '
 # published weights come from files of others, through one module; CLIP's vocabulary is one, and its folders name a size;
 # a Qwen is a folder of many files, tokenizer among them, and is given back as one; a tiny one is written to be read so;
 # a decoder is saved with its configuration, in the place and under the names that its users' guide gives
-may_read = {'vadnb.models.weights': {'pathlib'}, 'vadnb.models.clip': {'pathlib', 'gzip'}, 'vadnb.models.qwen_folder': {'pathlib'},
+may_read = {'vadnb.models.weights': {'pathlib'}, 'vadnb.models.clip': {'pathlib'}, 'vadnb.models.clip_tokens': {'pathlib', 'gzip'}, 'vadnb.models.qwen_folder': {'pathlib'},
             'vadnb.models.tiny_qwen': {'pathlib'}, 'vadnb.models.action_decoder': {'pathlib'}}
 
 @pytest.mark.parametrize('name', [m for m in modules if m.split('.')[1] in ('models', 'losses', 'metrics')])
@@ -165,14 +165,14 @@ def test_sources_name_no_machine():
 # ---------------------------------------------------------------- readable
 # What is longer than the rules allow, counted: a figure here may only fall, and falls together with the code.
 LONG_LINES = {'vadnb.losses.contrastive': 17, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
-              'vadnb.models.clip': 47, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
+              'vadnb.models.clip': 37, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
               'vadnb.models.memory_bank': 7, 'vadnb.models.uniad': 36}
-LONG_MODULES = {'vadnb.models.clip': 495, 'vadnb.models.uniad': 566}
+LONG_MODULES = {'vadnb.models.clip': 404, 'vadnb.models.uniad': 566}
 LARGE_CELLS = {'losses/32_reconstruction.ipynb': 1, 'models/20_clip.ipynb': 1,
                'models/26_uniad.ipynb': 5, 'models/27_feature_decoder.ipynb': 1}
 # The next three hold in every notebook but those of models and losses, whose turn comes when they are next changed.
 INLINE_RAISES = {'losses/30_contrastive.ipynb': 3, 'losses/32_reconstruction.ipynb': 8,
-                 'models/19_clip_weights.ipynb': 7, 'models/20_clip.ipynb': 21, 'models/21_aggregate.ipynb': 1,
+                 'models/19_clip_weights.ipynb': 7, 'models/20_clip.ipynb': 15, 'models/21_aggregate.ipynb': 1,
                  'models/22_memory_bank.ipynb': 3, 'models/26_uniad.ipynb': 14, 'models/27_feature_decoder.ipynb': 7}
 CROWDED_CELLS = {'losses/30_contrastive.ipynb': 1, 'losses/32_reconstruction.ipynb': 2, 'models/20_clip.ipynb': 1,
                  'models/22_memory_bank.ipynb': 1, 'models/26_uniad.ipynb': 3}

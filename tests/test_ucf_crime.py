@@ -159,7 +159,7 @@ def test_everything_known_about_the_real_regions(sample, facts):
 @pytest.fixture(scope='module')
 def clip_tokens():
     "CLIP's own tokenizer"
-    from vadnb.models.clip import clip_tokenizer
+    from vadnb.models.clip_tokens import clip_tokenizer
     return clip_tokenizer(overflow='cut')
 
 def test_token_budget_of_the_real_captions(sample, facts, clip_tokens, shared):

@@ -16,7 +16,7 @@ from ...data.ucf_crime import AnnotatedClips
 from ...data.ucf_crime import RegionClips
 from ...data.ucf_crime import collate
 from ...data.ucf_crime import video_class
-from ...models.clip import clip_tokenizer
+from ...models.clip_tokens import clip_tokenizer
 from ...train.system import Data
 from ...train.verify import readable_row
 

@@ -25,7 +25,7 @@ from ...losses.contrastive import hard_negative
 from ...models.clip import CLIP
 from ...models.clip import SIZES
 from ...models.clip import clip_config
-from ...models.clip import clip_tokenizer
+from ...models.clip_tokens import clip_tokenizer
 from ...models.clip import weights_size
 from ...models.memory_bank import MemoryBank
 from .checks import contrastive_checks
