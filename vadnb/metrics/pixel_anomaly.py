@@ -71,19 +71,25 @@ class _Regions:
 # %% ../../nbs/metrics/42_pixel_anomaly.ipynb #88677a3c
 def _words(
     maps:list, # (H, W) each
-    ids:list, # uint32, (H*W,) each
+    ids:list, # uint32, (H*W,) each; emptied, since they weigh half of the words
 )->tuple[np.ndarray,object]: # sorted uint64 words, key above, region below; a function from key to score
     "All pixels by falling score"
     kind = np.result_type(*{m.dtype for m in maps})
     if np.can_cast(kind, np.float32):
-        key,score = [falling_key(m.ravel().astype(np.float32)) for m in maps],key_score
+        key,score = (falling_key(m.ravel().astype(np.float32)) for m in maps),key_score
     else:
         distinct,rank = np.unique(np.concatenate([m.ravel() for m in maps]), return_inverse=True)
         key,score = [(len(distinct)-1-rank).astype(np.uint32)],lambda k: distinct[len(distinct)-1-int(k)]
         ids = [np.concatenate(ids)]
-    words = np.empty(sum(map(len, key)), np.uint64)
+    words = np.empty(sum(map(len, ids)), np.uint64)
     at = 0
-    for k,i in zip(key, ids): w = words[at:at+len(k)]; w[:] = k; w <<= np.uint64(32); w |= i; at += len(k)
+    for k,i in zip(key, ids):
+        w = words[at:at+len(k)]
+        w[:] = k
+        w <<= np.uint64(32)
+        w |= i
+        at += len(k)
+    ids.clear()
     words.sort()
     return words, score
 
@@ -257,6 +263,16 @@ def check_limit(
     if not 0<limit<=1:
         raise ValueError(f'limit is {limit}; it must be above 0 and at most 1')
 
+def _owners(
+    words:np.ndarray, # region of each pixel in the lower half, (n,)
+    of:np.ndarray, # class of each region
+    piece:int=1<<20, # pixels at a time, since numbers of regions take as much memory as the words
+)->np.ndarray: # class of each pixel, (n,)
+    "Which class each pixel belongs to"
+    res = np.empty(len(words), of.dtype)
+    for at in range(0, len(words), piece): res[at:at+piece] = of[words[at:at+piece].astype(np.uint32)]
+    return res
+
 def _pixel_judge(
     maps:list, # (H, W) each
     ids:list, # of `_Regions.ids`
@@ -267,7 +283,7 @@ def _pixel_judge(
     "One sort for every class"
     words,score = _words(maps, ids)
     area = np.maximum(np.concatenate(regions.area), 1)
-    if first>1: owner = np.concatenate(regions.of).astype(np.min_scalar_type(first))[words.astype(np.uint32)]
+    if first>1: owner = _owners(words, np.concatenate(regions.of).astype(np.min_scalar_type(first)))
     def pixel(i):
         own = words if i is None or first==1 else words[owner==i]
         bad = own.astype(np.uint32)>=first
