@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from safetensors.torch import save_file
 from vadnb.core import ConfigError, DataError
-from vadnb.data import shards as in_files, store as rooms
-from vadnb.data.shards import Rows, Shard, Words, content_of, map_shard, read_shard, settings_key
+from vadnb.data import contents, shards as in_files, store as rooms
+from vadnb.data.contents import content_of
+from vadnb.data.shards import Rows, Shard, Words, map_shard, read_shard, settings_key
 from vadnb.data.store import NoPlace, OverLimit, Store, Wanted, keep_in_memory
 
 # tensors are so small here that torch starts no threads: forking is safe
@@ -110,7 +111,7 @@ def test_a_content_is_its_bytes(tmp_path, monkeypatch):
         assert content_of(path)==hashlib.blake2b(text, digest_size=16).hexdigest()
     assert content_of(path)==first
     opened.clear()
-    monkeypatch.setattr(in_files, 'RESTED', -10**18)
+    monkeypatch.setattr(contents, 'RESTED', -10**18)
     assert content_of(path)==content_of(path)==first and len(opened)==1
     path.unlink()
     with pytest.raises(DataError, match='a.mp4: cannot be read'): content_of(path)

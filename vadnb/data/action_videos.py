@@ -30,6 +30,7 @@ from .clip_views import FrameSampling
 from .clip_views import drawn_indices
 from .clip_views import view_box
 from .clip_views import view_indices
+from .contents import content_of
 from .mirrored_classes import mirrored_classes
 from .mirrored_classes import mirrored_text
 from .patches import FACTOR
@@ -41,7 +42,6 @@ from .patches import patch_rows
 from .patches import resize_frames
 from .patches import size_steps
 from .patches import video_tokens
-from .shards import content_of
 from .video import VideoReader
 
 # %% ../../nbs/data/37_action_videos.ipynb #26767d06

@@ -12,11 +12,13 @@ import torch
 from fastcore.basics import patch
 from ..core import ConfigError
 from ..core import VideoError
+from .contents import content_of
+from .contents import each_content
+from .contents import remembered
 from .shards import NoPlace
 from .shards import Rows
 from .shards import Shard
 from .shards import Words
-from .shards import content_of
 from .shards import settings_key
 from .store import Store
 from .store import Wanted
@@ -62,13 +64,14 @@ class DecodeCache:
         short_side:int=182, # of the frames that are kept
         step:int=4, # source frames from one kept frame to the next
         say=print, # told what is decided
+        check:str='changed', # videos read to learn whether they are the same: changed (size, times, inode) | full
     ):
         if not limit_gb>0:
             raise ConfigError(f'cache.gb: {limit_gb} is not a positive number of gigabytes')
         if short_side<1 or step<1:
             raise ConfigError(f'decode cache: short side {short_side} and step {step} must be 1 or more')
         self.folder,self.limit,self.short_side,self.step,self.say = Path(folder),limit_gb*1e9,short_side,step,say
-        self.chosen,self.held = None,{}
+        self.check,self.chosen,self.held = check,None,{}
 
     def bytes_of(self,
         reader, # a `VideoReader`
@@ -89,6 +92,9 @@ class DecodeCache:
             except VideoError: continue
             total += needs
             if needs and used+needs<=self.limit: self.chosen.add(p); used += needs
+        kept = [p for p in paths if p in self.chosen]
+        # loading processes inherit the digests, so that none of them reads a whole video to learn its name
+        with remembered(self.folder, self.check=='full'): each_content(lambda i: content_of(kept[i]), len(kept), 1)
         rest = '' if used==total else f'; the others are decoded each time, cache.gb {total/1e9:.3g} would hold all'
         self.say(f'decode cache: {len(self.chosen)} of {count} videos, {amount(used)}, in {self.folder}{rest}')
         return self.chosen

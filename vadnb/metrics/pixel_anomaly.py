@@ -255,14 +255,7 @@ def classes_mean_and_pooled(
     if parts: groups['mean'] = _means(parts)
     return {f'{group}/{k}': v for group,m in (groups|{'pooled': pooled}).items() for k,v in m.items()}
 
-# %% ../../nbs/metrics/42_pixel_anomaly.ipynb #09b4f8a4
-def check_limit(
-    limit:float, # false positive rate up to which AUPRO looks
-):
-    "Raise `ValueError` for a rate that is none"
-    if not 0<limit<=1:
-        raise ValueError(f'limit is {limit}; it must be above 0 and at most 1')
-
+# %% ../../nbs/metrics/42_pixel_anomaly.ipynb #cef215e6
 def _owners(
     words:np.ndarray, # region of each pixel in the lower half, (n,)
     of:np.ndarray, # class of each region
@@ -272,6 +265,14 @@ def _owners(
     res = np.empty(len(words), of.dtype)
     for at in range(0, len(words), piece): res[at:at+piece] = of[words[at:at+piece].astype(np.uint32)]
     return res
+
+# %% ../../nbs/metrics/42_pixel_anomaly.ipynb #09b4f8a4
+def check_limit(
+    limit:float, # false positive rate up to which AUPRO looks
+):
+    "Raise `ValueError` for a rate that is none"
+    if not 0<limit<=1:
+        raise ValueError(f'limit is {limit}; it must be above 0 and at most 1')
 
 def _pixel_judge(
     maps:list, # (H, W) each

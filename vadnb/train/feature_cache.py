@@ -8,6 +8,7 @@ __all__ = ['FORMAT', 'PLACES', 'inputs_of', 'features_of', 'EncodedRows', 'Cache
 
 # %% ../../nbs/train/56_feature_cache.ipynb #4bd4e2e1
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
@@ -17,6 +18,8 @@ from tqdm.auto import tqdm
 from ..core import ConfigError
 from ..core import DataError
 from ..core import did_you_mean
+from ..data.contents import each_content
+from ..data.contents import remembered
 from ..data.shards import NoPlace
 from ..data.shards import Rows
 from ..data.shards import Shard
@@ -82,7 +85,7 @@ class EncodedRows:
     inputs:tuple=('image',) # names of the tensors that the encoder takes
     def __post_init__(self):
         self.noun,self.spec,self.first = getattr(self.data, 'noun', 'images'),None,{}
-        self.digests = [self.data.content(i) for i in range(len(self.data))]
+        self.digests = each_content(self.data.content, len(self.data))
         for i,d in enumerate(self.digests): self.first.setdefault(d, i)
 
     def rows(self,
@@ -225,6 +228,7 @@ def cached(
     batch_size:int=16, # samples per pass through the encoder
     progress=iter, # wraps the batches that are encoded, the first one excepted
     inputs='image', # name of the tensor that the encoder takes, or names
+    check:str='changed', # files read to learn whether they are the same: changed (size, times, inode) | full
 )->Dataset: # `CachedFeatures`, or `data` itself
     "Features instead of samples where possible and allowed; `ConfigError` when a place asked for by name is refused"
     check_cache(data, mode, folder, limit_gb, batch_size)
@@ -235,7 +239,8 @@ def cached(
         noun = getattr(data, 'noun', 'images').removesuffix('s')
         why = f'because the data set is augmented and no two epochs see the same {noun}'
         return uncached(data, f'{why} (switch its augmentation off to use one)', say)
-    rows = EncodedRows(data, encode, batch_size, progress, inputs)
+    known = nullcontext() if folder is None else remembered(folder, check=='full')
+    with known: rows = EncodedRows(data, encode, batch_size, progress, inputs)
     for place in PLACES[mode]:
         if place=='disk' and folder is None: continue
         share,why = (.5, f", because {'; '.join(reasons)}") if mode=='auto' else (1., '')
