@@ -13,6 +13,7 @@ import numpy as np, torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from ..core import ConfigError, DataError, did_you_mean, inside
+from .image_files import FORMATS, opened_image
 from .image_lists import ImageRecord, check_unique, class_names
 
 # %% ../../nbs/data/22_anomaly_images.ipynb #0220ed15
@@ -24,20 +25,21 @@ def open_image(
     # a record of a folder was found at the image itself: once is enough
     at = f'{where}: ' if where and not where.startswith(str(path)) else ''
     try:
-        with Image.open(path) as im:
+        with opened_image(path) as im:
             # a phone's MPO is a JPEG with a preview behind it
             if (n := getattr(im, 'n_frames', 1))>1 and im.format!='MPO':
-                raise DataError(f'{at}{path} has {n} pages; save the one you mean as an image of its own')
+                raise DataError(f'{path} has {n} pages; save the one you mean as an image of its own')
             im.load()
             ImageOps.exif_transpose(im, in_place=True) # in place it remembers its format
             return im
-    except DataError: raise
+    except DataError as e: raise DataError(at+str(e)) from None
     except FileNotFoundError:
         raise DataError(f'{at}{path} is not there; check the data root, or take the row out') from None
     except Exception as e:
+        words = ', '.join(FORMATS)
         raise DataError(f'{at}{path} cannot be decoded '
                         f'({str(e).splitlines()[0] if str(e) else type(e).__name__}); '
-                        'the file is damaged or no image: copy it again or take it out') from None
+                        f'the file is damaged or no {words} image: copy it again or take it out') from None
 
 # %% ../../nbs/data/22_anomaly_images.ipynb #c5e35e22
 def to_rgb(

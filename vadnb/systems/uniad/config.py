@@ -12,6 +12,7 @@ from dataclasses import field
 from typing import Literal
 from ...config import section
 from ...core import ConfigError
+from ...data.image_files import SourceLimits
 from ...losses.reconstruction import criterion_rows
 from ...models.uniad import feature_size
 from ...models.uniad import neighbor_mask
@@ -21,7 +22,7 @@ from ...train.system import RunConfig
 METRIC = 'pixel_auroc' # what makes a checkpoint the best one, where nothing else is asked for
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(SourceLimits):
     "Which images, and what is held back of them"
     train:str = 'train.json' # good images below data_root: JSON lines, VisA's .csv, an MVTec tree, or a plain folder
     good:str = 'good' # folder of the good images in a plain folder
