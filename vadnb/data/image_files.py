@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'FORMATS', 'MAX_PIXELS', 'LIMIT', 'SourceLimits', 'limit_pixels', 'too_large', 'opened_image',
            'open_image']
 
-# %% ../../nbs/data/42_image_files.ipynb #fc39281e
+# %% ../../nbs/data/42_image_files.ipynb #49c1d3dd
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import ImageOps
 from ..core import ConfigError
 from ..core import DataError
 
-# %% ../../nbs/data/42_image_files.ipynb #b497b9b7
+# %% ../../nbs/data/42_image_files.ipynb #20ff9c79
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp') # of files that are taken for images
 FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP') # what they may hold, whichever they are called
 MAX_PIXELS = 100_000_000 # of one picture or frame, where nothing else is said: 300 MB of RGB
@@ -42,13 +42,13 @@ def too_large(
     return (f"has {width}x{height} pixels, more than 'data.max_pixels' allows ({LIMIT['pixels']:,}); shrink it, or "
             "raise the limit where there is memory for it")
 
-# %% ../../nbs/data/42_image_files.ipynb #c4b38ab5
+# %% ../../nbs/data/42_image_files.ipynb #fb18f220
 @contextmanager
 def opened_image(
     path, # image file, or an open one
     formats=FORMATS, # Pillow's names of what it may be
 ):
-    "A picture whose header is read and whose pixels are not; `DataError` for too many, Pillow's own errors for the rest"
+    "A picture whose header is read and whose pixels are not; `DataError` for too many, Pillow's errors for the rest"
     kept,Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try: im = Image.open(path, formats=formats)
     finally: Image.MAX_IMAGE_PIXELS = kept
@@ -57,7 +57,7 @@ def opened_image(
             raise DataError(f"{getattr(path, 'name', path)}: {why}")
         yield im
 
-# %% ../../nbs/data/42_image_files.ipynb #05f9bd63
+# %% ../../nbs/data/42_image_files.ipynb #2002075c
 def open_image(
     path, # image file
     where:str='', # file and field that named it, for the message

@@ -49,7 +49,8 @@ def record_of(
         raise DataError(f'{where}: must be an object like {{"filename": "bottle/train/good/000.png", "label": 0}}, '
                         f'found {type(row).__name__}')
     for k in row:
-        if k not in FIELDS: refuse(f'{k!r:.80}'.strip("'"), f"is not a field; use {', '.join(FIELDS)}{did_you_mean(k, FIELDS)}")
+        if k not in FIELDS:
+            refuse(f'{k!r:.80}'.strip("'"), f"is not a field; use {', '.join(FIELDS)}{did_you_mean(k, FIELDS)}")
     for k in ('filename', 'clsname', 'maskname'):
         if (k in row or k=='filename') and not is_name(row.get(k)):
             refuse(k, f"{row.get(k)!r:.80} is not a name; write it{'' if k=='filename' else ' or leave the field out'}")
@@ -135,7 +136,7 @@ def read_visa(
     check_unique(res['train']+res['test'])
     return res
 
-# %% ../../nbs/data/21_image_lists.ipynb #aafabeb8
+# %% ../../nbs/data/21_image_lists.ipynb #2f4c4efd
 def whole_json(
     path, # a file
 ): # what it holds, None where it is no JSON as a whole
@@ -155,7 +156,7 @@ def is_real_iad(
     held = whole_json(path)
     return isinstance(held, dict) and {'meta', 'train', 'test'}<={*held}
 
-# %% ../../nbs/data/21_image_lists.ipynb #f2c9cf8a
+# %% ../../nbs/data/21_image_lists.ipynb #d0348da2
 def real_iad_record(
     row, # one image
     prefix:str, # folder that names start from

@@ -75,14 +75,15 @@ def list_images(
                         'move its images up, or the folder away')
     return [p for p in visible_entries(folder) if p.suffix.lower() in SUFFIXES]
 
-# %% ../../nbs/data/16_mvtec.ipynb #cb27a321
+# %% ../../nbs/data/16_mvtec.ipynb #96cb8410
 def list_masks(
     folder:Path, # holds masks, and folders of all masks of one image
 )->list: # paths by name
     "The masks of a folder, where a folder in it is the mask of the image that has its name"
     for sub in folders(folder):
         if not list_images(sub):
-            raise DataError(f'{sub}: holds no mask ({", ".join(SUFFIXES)}); put those of its image there, or take it away')
+            raise DataError(f'{sub}: holds no mask ({", ".join(SUFFIXES)}); put those of its image there, or take it '
+                            'away')
     return [p for p in visible_entries(folder) if p.is_dir() or p.suffix.lower() in SUFFIXES]
 
 # %% ../../nbs/data/16_mvtec.ipynb #1a13065f
@@ -140,7 +141,7 @@ def read_folder(
         raise DataError(f'{root/good}: holds no image ({", ".join(SUFFIXES)})')
     return res
 
-# %% ../../nbs/data/16_mvtec.ipynb #60e29978
+# %% ../../nbs/data/16_mvtec.ipynb #09084249
 TESTS = ('test', 'test_public') # folders of test images, MVTec AD's and MVTec AD 2's
 
 def good_folder(
@@ -159,7 +160,7 @@ def test_half(
         raise DataError(f'{base}: holds both {held[0].name} and {held[1].name}; keep the test images in one of them')
     return held[0] if held else None
 
-# %% ../../nbs/data/16_mvtec.ipynb #b12622bb
+# %% ../../nbs/data/16_mvtec.ipynb #7d4590d8
 def good_images(
     folder:Path, # train or validation of a class
     root:Path, # data root that names start from
@@ -209,7 +210,8 @@ def read_tree(
             raise DataError(f"{base/'train'/good_folder(base/'train', good)}: class '{cls}' is empty, there is nothing "
                             "to learn it from; add good images or take the class away")
         res['train'] += teach
-        if training and (own := good_images(base/'validation', root, cls, good)): res.setdefault('valid', []).extend(own)
+        own = good_images(base/'validation', root, cls, good) if training else []
+        if own: res.setdefault('valid', []).extend(own)
         res['test'] += tested_images(base, root, cls, good)
     return res
 

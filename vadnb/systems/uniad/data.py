@@ -139,9 +139,15 @@ def records(self:UniADData):
     return self.once('records', self.read_records)
 
 @patch
+def told_bits(self:UniADData):
+    "`bits`, or none where no training image is left to tell them: an image of 16 bits then says so itself"
+    try: return self.bits
+    except DataError: return {}
+
+@patch
 def images(self:UniADData, records, root, classes=None, **augmentation):
     "Images of records at the model's size"
-    return AnomalyImages(records, root, self.cfg.data.size, classes, bits=self.bits, **augmentation)
+    return AnomalyImages(records, root, self.cfg.data.size, classes, bits=self.told_bits(), **augmentation)
 
 # %% ../../../nbs/systems/uniad/01_data.ipynb #ad4d99db
 @patch
@@ -221,12 +227,13 @@ def data_rows(
                      "metrics"))
     return rows
 
-# %% ../../../nbs/systems/uniad/01_data.ipynb #ed3c2316
+# %% ../../../nbs/systems/uniad/01_data.ipynb #2a6489c2
 def unlabelled_rows(
     root, # folder that names start from
 )->list: # of (what, whether it holds, detail)
     "What MVTec AD 2 keeps its labels of to itself"
-    held = sorted({p.name for p in [*Path(root).glob('test_private*'), *Path(root).glob('*/test_private*')] if p.is_dir()})
+    found = [p for place in ('', '*/') for p in Path(root).glob(f'{place}test_private*')]
+    held = sorted({p.name for p in found if p.is_dir()})
     return [('images without labels', None, f"{', '.join(held)}: left out; predict them with vadnb predict")]*bool(held)
 
 # %% ../../../nbs/systems/uniad/01_data.ipynb #081d5ade
@@ -241,7 +248,8 @@ def rows(self:UniADData):
     skip = self.cfg.train.on_bad_sample=='skip'
     deep = ', '.join(f'{c} {n}' for c,n in self.bits.items())
     rows = [*[('significant bits', True, f'of 16, found in the good images: {deep}')]*bool(deep),
-            *unlabelled_rows(self.records()[2]), *data_rows('training', train, skip), *data_rows('validation', valid.judged if paper else valid, skip)]
+            *unlabelled_rows(self.records()[2]), *data_rows('training', train, skip),
+            *data_rows('validation', valid.judged if paper else valid, skip)]
     if paper: return [*rows, ('protocol', None, 'the best checkpoint is chosen on the test set, as in the paper: the '
                               'validation set is the test set')]
     rows.append(('protocol', True, 'the best checkpoint is chosen on held-out good images with planted defects'))

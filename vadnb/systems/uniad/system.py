@@ -18,13 +18,12 @@ from ...data.anomaly_images import to_size
 from ...data.image_files import open_image
 from ...losses.reconstruction import Criterion
 from ...metrics.pixel_anomaly import SEVEN
-from ...models.uniad import Backbone
 from ...models.uniad import MFCN
 from ...models.uniad import UniAD
 from ...models.uniad import feature_size
-from ...models.weights import read_weights
 from ...results.image import ImagePrediction
 from ...results.images import list_inputs
+from .backbone import built_backbone
 from .backbone import fed_features
 from .backbone import feature_key
 from .backbone import load_pretrained
@@ -35,6 +34,8 @@ from .checks import ProtocolCheck
 from .checks import StartCheck
 from .checks import UnmaskedCheck
 from .config import METRIC
+from .config import check_grid
+from .reference import check_arch
 from .scan import ImageScan
 from .scan import as_calibration
 from .scan import full_map
@@ -56,7 +57,7 @@ def learned_classes(
         raise CheckpointError(f"'model.backbone' is {backbone}, the run was trained with {was}; set it back")
     return classes
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #ee0ead19
+# %% ../../../nbs/systems/uniad/04_system.ipynb #5d0e9705
 def learned_bits(
     facts, # from data and system, perhaps through a card; None: nothing is known
     classes, # names of the classes
@@ -79,7 +80,8 @@ class UniADSystem(System):
     def __init__(self, cfg, facts=None):
         super().__init__()
         self.cfg,m = cfg,cfg.model
-        self.backbone = Backbone(m.backbone, m.strides)
+        self.backbone = built_backbone(cfg)
+        check_grid(cfg, self.backbone.strides)
         self.classes = learned_classes(facts, m.backbone)
         self.bits = learned_bits(facts, self.classes) # class → bits that count in its 16-bit images
         self.neck = MFCN(self.backbone.strides, m.outstride)
@@ -107,11 +109,10 @@ class Map(nn.Module):
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #bd4b14b0
 @patch
-@torch.no_grad()
 def encode(self:UniADSystem,
     images, # (B, 3, H, W) uint8, anywhere
 ): # (B, C, h, w) float32 on the system's device
-    "Frozen features of images"
+    "Features of images, frozen unless `model.backbone_lr` trains them"
     cudnn = torch.backends.cudnn
     kept = dict(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic)
     with torch.autocast(self.mean.device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
@@ -132,21 +133,25 @@ def loss(self:UniADSystem, batch):
 
 @patch
 def groups(self:UniADSystem):
-    "One group, decayed as a whole, as the official optimizer has it"
-    o = self.cfg.optim
-    return [dict(name='head', params=list(self.head.parameters()), lr=o.lr, weight_decay=o.weight_decay)]
+    "The head, decayed as a whole, as the official optimizer has it; a trained backbone at a factor of its rate"
+    o,factor = self.cfg.optim, self.cfg.model.backbone_lr
+    parts = [('head', self.head, o.lr), *[('backbone', self.backbone, o.lr*factor)]*bool(factor)]
+    return [dict(name=n, params=list(m.parameters()), lr=lr, weight_decay=o.weight_decay) for n,m,lr in parts]
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #76e486e4
 @patch
+def is_frozen(self:UniADSystem): return self.cfg.model.pretrained and not self.cfg.model.backbone_lr # had again
+
+@patch
 def parts(self:UniADSystem):
     "The head, and a backbone that could not be had again"
-    return dict(head=self.head) if self.cfg.model.pretrained else dict(head=self.head, backbone=self.backbone)
+    return dict(head=self.head) if self.is_frozen() else dict(head=self.head, backbone=self.backbone)
 
 @patch
 def provenance(self:UniADSystem):
     "Name and digest of pretrained weights"
     m = self.cfg.model
-    return dict(backbone=m.backbone, digest=self.digest) if m.pretrained else {}
+    return dict(backbone=m.backbone, digest=self.digest) if self.is_frozen() else {}
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #86e3363b
 @patch
@@ -167,18 +172,18 @@ def check_provenance(self:UniADSystem, known, where):
 @patch
 def load_reference(self:UniADSystem, weights):
     "Load an official checkpoint into the head; returns the names it did not use"
+    if not isinstance(weights, dict): check_arch(weights, self.cfg)
     return self.head.load_reference(weights)
 
 @patch
 def start(self:UniADSystem, fresh):
     "Read the backbone's pretrained weights and, when a run begins, those that the head starts from"
-    load_pretrained(self.backbone, self.cfg)
+    # a trained backbone begins with pretrained weights and goes on with its own
+    if fresh or not self.cfg.model.backbone_lr: load_pretrained(self.backbone, self.cfg)
     if self.cfg.model.pretrained: self.digest = self.backbone.digest()
     weights = self.cfg.model.weights
     if not fresh or not weights: return
-    try: self.unused_weights = self.load_reference(read_weights(weights))
-    except CheckpointError as e:
-        raise CheckpointError(str(e).replace('state dict: ', f'{weights}: ', 1)) from None
+    self.unused_weights = self.load_reference(weights)
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #41164847
 @patch
@@ -199,7 +204,7 @@ def start_from_data(self:UniADSystem,
 @patch
 def feed(self:UniADSystem, data, fresh):
     "Features in place of images, where they may be kept; the head's first values when a run begins"
-    key = feature_key(self.backbone, self.cfg.model.outstride)
+    key = feature_key(self.backbone, self.cfg.model.outstride, self.cfg.model.layers)
     fed = fed_features(data, lambda items, what: without_images(items, what, self.cfg, self.encode, key))
     if fresh and self.cfg.model.start=='data': self.start_from_data(fed.split('train'))
     return fed
@@ -241,7 +246,7 @@ def read_input(
     pixels = torch.from_numpy(np.array(to_size(im, tuple(size)))).permute(2, 0, 1)
     return pixels, (im.height, im.width)
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #fa551c41
+# %% ../../../nbs/systems/uniad/04_system.ipynb #4a53e702
 @patch
 def bits_of(self:UniADSystem,
     path, # an image
