@@ -1,13 +1,15 @@
 "Backbones of uniad beyond the official ones, its optimizer groups, and what it takes from the official code: configuration, losses, checkpoints"
-import json
+import json, re
+from pathlib import Path
 import pytest, timm, torch
 from command import vadnb
 from test_uniad_golden import layout, official
 from test_uniad_system import config, few_pictures, refuse, train, words, world
+from vadnb.config import config_keys
 from vadnb.core import CheckpointError, read_json
 from vadnb.models.uniad import Backbone
 from vadnb.switches import unread_settings
-from vadnb.systems.registry import load_config, load_run
+from vadnb.systems.registry import config_class, load_config, load_run
 
 VIT = ['--model.backbone', 'vit_small_patch14_dinov2', '--model.layers', '[2,5]', '--model.outstride', '14', '--model.neighbor_size', '[3,3]']
 
@@ -110,6 +112,12 @@ def test_a_checkpoint_of_another_network_is_refused_by_its_keys(layout, world, t
     assert '\n' not in said and all(torch.equal(v, before[k]) for k,v in system.head.state_dict().items())
     official(layout, tmp_path/'ckpt.pth.tar'); system.start(True)
     assert not torch.equal(system.head.state_dict()['input_proj.weight'], before['input_proj.weight'])
+
+def test_the_flags_of_fgclip_have_keys_that_exist():
+    text = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8')
+    rows = [r.split('|')[2] for r in text.split("| FG-CLIP's flag |")[1].split('\n\n')[0].splitlines()[2:]]
+    named = {k for r in rows for k in re.findall(r'`([a-z_.]+)`', r)}
+    assert len(rows)>=20 and not named-{*config_keys(config_class('fgclip'))}
 
 # ---------------------------------------------------------------- groups
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['is_deep', 'own_bits', 'significant_bits', 'upper_eight']
 
-# %% ../../nbs/data/44_bit_depth.ipynb #3a11c696
+# %% ../../nbs/data/44_bit_depth.ipynb #10b3da03
 import warnings
 import numpy as np
 from PIL import Image
 from ..core import DataError, DataWarning
 from .image_files import opened_image
 
-# %% ../../nbs/data/44_bit_depth.ipynb #9566135e
+# %% ../../nbs/data/44_bit_depth.ipynb #ae133c90
 def is_deep(im:Image.Image)->bool: return im.mode.startswith('I;16') # whether a pixel has 16 bits
 
 def own_bits(
@@ -21,6 +21,7 @@ def own_bits(
     "The bits that the values of one image need"
     return max(8, int(np.asarray(im).max()).bit_length()) if is_deep(im) else None
 
+# %% ../../nbs/data/44_bit_depth.ipynb #ceab1992
 def significant_bits(
     paths, # images of one class
 )->int|None: # 8 to 16; None where no image has 16 bits
@@ -32,7 +33,7 @@ def significant_bits(
         except Exception: continue # it is refused with its name when it is read as a sample
     return max(found, default=None)
 
-# %% ../../nbs/data/44_bit_depth.ipynb #a6b375f9
+# %% ../../nbs/data/44_bit_depth.ipynb #a554414a
 def upper_eight(
     im:Image.Image, # of 16 bits
     bits:int|None=None, # that count, from `significant_bits`; None: unknown

@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'FORMATS', 'MAX_PIXELS', 'LIMIT', 'SourceLimits', 'limit_pixels', 'too_large', 'opened_image',
            'open_image']
 
-# %% ../../nbs/data/42_image_files.ipynb #49c1d3dd
+# %% ../../nbs/data/42_image_files.ipynb #fc39281e
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import ImageOps
 from ..core import ConfigError
 from ..core import DataError
 
-# %% ../../nbs/data/42_image_files.ipynb #20ff9c79
+# %% ../../nbs/data/42_image_files.ipynb #150b2b39
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp') # of files that are taken for images
 FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP') # what they may hold, whichever they are called
 MAX_PIXELS = 100_000_000 # of one picture or frame, where nothing else is said: 300 MB of RGB
@@ -34,6 +34,7 @@ def limit_pixels(
         raise ConfigError(f"'data.max_pixels' must be a whole number above 0, found {most!r:.40}")
     LIMIT['pixels'] = most
 
+# %% ../../nbs/data/42_image_files.ipynb #351e5276
 def too_large(
     width:int, height:int, # pixels
 )->str: # '' or why a picture or a frame of this size is not decoded
@@ -42,7 +43,7 @@ def too_large(
     return (f"has {width}x{height} pixels, more than 'data.max_pixels' allows ({LIMIT['pixels']:,}); shrink it, or "
             "raise the limit where there is memory for it")
 
-# %% ../../nbs/data/42_image_files.ipynb #fb18f220
+# %% ../../nbs/data/42_image_files.ipynb #23c1d58f
 @contextmanager
 def opened_image(
     path, # image file, or an open one
@@ -57,7 +58,7 @@ def opened_image(
             raise DataError(f"{getattr(path, 'name', path)}: {why}")
         yield im
 
-# %% ../../nbs/data/42_image_files.ipynb #2002075c
+# %% ../../nbs/data/42_image_files.ipynb #05f9bd63
 def open_image(
     path, # image file
     where:str='', # file and field that named it, for the message

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'mask_values', 'flat_pixels', 'defect_level', 'grown', 'binary_mask', 'mask_files', 'read_mask']
 
-# %% ../../nbs/data/43_masks.ipynb #3162a52a
+# %% ../../nbs/data/43_masks.ipynb #a08e09cf
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from ..core import DataError
 from .image_files import SUFFIXES, open_image
 
-# %% ../../nbs/data/43_masks.ipynb #4a9492e3
+# %% ../../nbs/data/43_masks.ipynb #9a838d7c
 NUMBERS = 32 # below this largest value, values number defects
 
 def mask_values(
@@ -30,6 +30,7 @@ def mask_values(
     a = np.asarray(im.convert('RGBA')).astype(np.int64)
     return a[...,:3].max(-1)*a[...,3]//255
 
+# %% ../../nbs/data/43_masks.ipynb #2241f4cd
 def flat_pixels(
     v:np.ndarray, # (H, W)
 )->np.ndarray: # True where a pixel equals its eight neighbours, (H, W); never at the rim
@@ -47,7 +48,7 @@ def defect_level(
     values,times = np.unique(v[flat], return_counts=True)
     return int(values[times==times.max()].max()) if len(values) else int(v.max())
 
-# %% ../../nbs/data/43_masks.ipynb #aa6f8d4a
+# %% ../../nbs/data/43_masks.ipynb #63697003
 def grown(
     seed:np.ndarray, # True where it starts, (H, W)
     within:np.ndarray, # True where it may go, (H, W)
@@ -78,7 +79,7 @@ def binary_mask(
                         "255 for every defect")
     return bad
 
-# %% ../../nbs/data/43_masks.ipynb #f7c2138a
+# %% ../../nbs/data/43_masks.ipynb #8fa171bf
 def mask_files(
     path, # a mask, or a folder of masks of one image
 )->list: # paths by name

@@ -14,6 +14,7 @@ from ...core import CheckpointError
 from ...core import ConfigError
 from ...models.uniad import Backbone
 from ...models.weights import read_weights
+from .config import check_grid
 from ...train.feature_cache import CachedFeatures
 from ...train.feature_cache import FedData
 from ...train.feature_cache import cached
@@ -24,11 +25,13 @@ def built_backbone(
     cfg, # `Config`
     pretrained:bool=False, # fetch timm's weights
 )->Backbone: # without those of a file
-    "The backbone of a configuration"
+    "The backbone of a configuration. Raises `ConfigError` where the images do not divide into its places"
     m = cfg.model
     res = Backbone(m.backbone, m.strides, pretrained, m.layers, cfg.data.size)
+    check_grid(cfg, res.strides)
     return res.unfreeze() if m.backbone_lr else res
 
+# %% ../../../nbs/systems/uniad/02_backbone.ipynb #2c9d8b60
 def fetched(
     cfg, # `Config`
 )->dict: # state dict of a `Backbone`

@@ -138,6 +138,7 @@ def records(self:UniADData):
     "Good records to learn from, records to be tested with, and the folders they lie in. Raises `DataError`"
     return self.once('records', self.read_records)
 
+# %% ../../../nbs/systems/uniad/01_data.ipynb #30c7f2e2
 @patch
 def told_bits(self:UniADData):
     "`bits`, or none where no training image is left to tell them: an image of 16 bits then says so itself"
@@ -158,6 +159,7 @@ def own_valid(self:UniADData):
         return [r for r in self.half(self.sources()[0], 'valid')[0] if r.cls in known]
     return self.once('own valid', read)
 
+# %% ../../../nbs/systems/uniad/01_data.ipynb #5508e18f
 @patch
 def divided(self:UniADData):
     "Good records to learn from, and those that are held back"
@@ -227,7 +229,7 @@ def data_rows(
                      "metrics"))
     return rows
 
-# %% ../../../nbs/systems/uniad/01_data.ipynb #2a6489c2
+# %% ../../../nbs/systems/uniad/01_data.ipynb #1af80e9b
 def unlabelled_rows(
     root, # folder that names start from
 )->list: # of (what, whether it holds, detail)

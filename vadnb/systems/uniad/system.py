@@ -34,7 +34,6 @@ from .checks import ProtocolCheck
 from .checks import StartCheck
 from .checks import UnmaskedCheck
 from .config import METRIC
-from .config import check_grid
 from .reference import check_arch
 from .scan import ImageScan
 from .scan import as_calibration
@@ -57,7 +56,7 @@ def learned_classes(
         raise CheckpointError(f"'model.backbone' is {backbone}, the run was trained with {was}; set it back")
     return classes
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #5d0e9705
+# %% ../../../nbs/systems/uniad/04_system.ipynb #ee0ead19
 def learned_bits(
     facts, # from data and system, perhaps through a card; None: nothing is known
     classes, # names of the classes
@@ -81,7 +80,6 @@ class UniADSystem(System):
         super().__init__()
         self.cfg,m = cfg,cfg.model
         self.backbone = built_backbone(cfg)
-        check_grid(cfg, self.backbone.strides)
         self.classes = learned_classes(facts, m.backbone)
         self.bits = learned_bits(facts, self.classes) # class → bits that count in its 16-bit images
         self.neck = MFCN(self.backbone.strides, m.outstride)
@@ -142,6 +140,7 @@ def groups(self:UniADSystem):
 @patch
 def is_frozen(self:UniADSystem): return self.cfg.model.pretrained and not self.cfg.model.backbone_lr # had again
 
+# %% ../../../nbs/systems/uniad/04_system.ipynb #00b0afd4
 @patch
 def parts(self:UniADSystem):
     "The head, and a backbone that could not be had again"
@@ -246,7 +245,7 @@ def read_input(
     pixels = torch.from_numpy(np.array(to_size(im, tuple(size)))).permute(2, 0, 1)
     return pixels, (im.height, im.width)
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #4a53e702
+# %% ../../../nbs/systems/uniad/04_system.ipynb #fa551c41
 @patch
 def bits_of(self:UniADSystem,
     path, # an image
