@@ -166,10 +166,10 @@ def test_sources_name_no_machine():
 # What is longer than the rules allow, counted: a figure here may only fall, and falls together with the code.
 LONG_LINES = {'vadnb.losses.contrastive': 17, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
               'vadnb.models.clip': 37, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
-              'vadnb.models.memory_bank': 7, 'vadnb.models.uniad': 36}
-LONG_MODULES = {'vadnb.models.clip': 404, 'vadnb.models.uniad': 566}
+              'vadnb.models.memory_bank': 7, 'vadnb.models.uniad': 34}
+LONG_MODULES = {'vadnb.models.clip': 404, 'vadnb.models.uniad': 558}
 LARGE_CELLS = {'losses/32_reconstruction.ipynb': 1, 'models/20_clip.ipynb': 1,
-               'models/26_uniad.ipynb': 5, 'models/27_feature_decoder.ipynb': 1}
+               'models/26_uniad.ipynb': 4, 'models/27_feature_decoder.ipynb': 1}
 # The next three hold in every notebook but those of models and losses, whose turn comes when they are next changed.
 INLINE_RAISES = {'losses/30_contrastive.ipynb': 3, 'losses/32_reconstruction.ipynb': 8,
                  'models/19_clip_weights.ipynb': 7, 'models/20_clip.ipynb': 15, 'models/21_aggregate.ipynb': 1,

@@ -11,6 +11,7 @@ __all__ = ['class_source', 'field_comments', 'config_keys', 'type_name', 'key_ty
 import dataclasses, functools, inspect, linecache, math, re, typing
 from argparse import SUPPRESS
 from pathlib import Path
+from types import UnionType
 from .core import ConfigError
 from .core import did_you_mean
 
@@ -161,7 +162,8 @@ def check_keys(
     "Raise `ConfigError` for a key that is not in the tree, or for a value where a section stands"
     known = config_keys(cls)
     sections = {k.rsplit('.', 1)[0] for k in known if '.' in k}
-    free = [k for k in known if typing.get_origin(key_type(cls, k)) is dict]
+    def forms(t): return typing.get_args(t) if typing.get_origin(t) in (typing.Union, UnionType) else (t,)
+    free = [k for k in known if any(typing.get_origin(t) is dict for t in forms(key_type(cls, k)))]
     for key,value in flatten(values).items():
         if key in known or any(key.startswith(k+'.') for k in free): continue
         if key not in sections:

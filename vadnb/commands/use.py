@@ -85,9 +85,11 @@ def evaluate_run(
 ): # (system, checkpoint folder)
     "Measure the test data of a run; the main process writes and prints the metrics"
     from vadnb.systems.registry import load_run
+    from vadnb.train.card import read_card
     from vadnb.train.samples import how_many
     system,folder = load_run(run, which, overrides)
     data = system.cfg.make_data()
+    data.remember(read_card(folder)['facts'])
     n = how_many(measured_split(data))
     found = measure(system, data, shared_out(system.cfg))
     if found is None: return system, folder

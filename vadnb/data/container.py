@@ -10,6 +10,8 @@ import itertools, stat, struct
 from contextlib import contextmanager
 import numpy as np
 from ..core import VideoError
+from .image_files import LIMIT
+from .image_files import too_large
 
 # %% ../../nbs/data/07_container.ipynb #540f30ff
 _formats = 'mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,mxf,ivf,dv,rm,yuv4mpegpipe'
@@ -53,6 +55,10 @@ def opened(
                          'check that the copy is complete, or re-encode it') from None
     with c:
         s = _pick_stream(c, path, stream)
+        if why := too_large(s.codec_context.width, s.codec_context.height):
+            raise VideoError(f'{path}: {why}')
+        # a header may lie: FFmpeg asks again before it allocates a picture, and counts the padding of its blocks
+        s.codec_context.options = {**s.codec_context.options, 'max_pixels': str(max(2*LIMIT['pixels'], 10**6))}
         s.thread_type,s.codec_context.thread_count = 'AUTO',threads
         yield c,s
 

@@ -10,6 +10,7 @@ import re, subprocess, sys
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from ..core import DataError
 from ..core import VideoError
 from .container import opened
 from .container import regular_file
@@ -21,6 +22,8 @@ from .decoding import Lost
 from .decoding import march_frames
 from .decoding import take_census
 from .decoding import walk_frames
+from .image_files import FORMATS
+from .image_files import opened_image
 
 # %% ../../nbs/data/09_frame_sources.ipynb #5205a8fa
 def swscale_words(
@@ -198,16 +201,17 @@ def _picture(
     path, # picture file
 )->np.ndarray: # (height, width, 3) uint8
     "One picture as RGB; formats that RGB would have to clip or blend are refused"
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
     regular_file(path)
     try:
-        with Image.open(path) as im:
+        with opened_image(path, (*FORMATS, 'PPM')) as im:
             if im.mode not in ('RGB', 'L', 'P', '1', 'RGBA', 'CMYK', 'YCbCr'):
                 raise VideoError(f'{path}: has pixel mode {im.mode}; convert it to 8-bit RGB or grey')
             if im.mode=='RGBA' and im.getextrema()[3][0]<255:
                 raise VideoError(f'{path}: is partly transparent; flatten it onto a background')
             return np.asarray(ImageOps.exif_transpose(im).convert('RGB'))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except DataError as e: raise VideoError(str(e)) from None
+    except (OSError, SyntaxError, ValueError) as e:
         raise VideoError(f'{path}: cannot be read as a picture ({e}); copy it again') from None
 
 # %% ../../nbs/data/09_frame_sources.ipynb #1b43a32b

@@ -9,7 +9,7 @@ __all__ = ['POSITIONS', 'ACTIVATIONS', 'feature_size', 'MFCN', 'FeatureJitter', 
            'rewrite', 'Backbone']
 
 # %% ../../nbs/models/26_uniad.ipynb #37a8f8ef
-import copy, difflib, hashlib, random
+import copy, hashlib, random
 from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..core import CheckpointError, ConfigError
 from .clip_weights import copy_weights
+from .timm_maps import feature_net, fitted_positions
 from .weights import read_weights
 
 # %% ../../nbs/models/26_uniad.ipynb #94161b7e
@@ -481,36 +482,27 @@ class Backbone(nn.Module):
         name:str='tf_efficientnet_b4', # a timm model, with or without the tag of its weights
         strides=(2,4,8,16), # which maps, pixels per place
         pretrained:bool=False, # fetch timm's weights; otherwise random, for tests or for a state dict
+        layers=None, # which blocks or stages, counted from 0, for networks whose maps are all of one stride; None: by stride
+        size=None, # (height, width) of the images, for networks that are built for one size
     ):
         super().__init__()
-        import timm
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), 3, .5)
-            raise ConfigError(f"backbone: timm has no '{name}'" + (f"; nearest: {', '.join(near)}" if near else '; timm.list_models() lists all'))
-        def make(**kw):
-            try: return timm.create_model(name, features_only=True, **{'pretrained': pretrained, **kw})
-            except Exception as e: raise ConfigError(f"backbone: timm cannot make feature maps of '{name}' ({str(e).splitlines()[0] if str(e) else type(e).__name__}); choose another or set pretrained to false") from None
-        # built once to see what strides there are, and once with the maps that are used
-        info = make(pretrained=False).feature_info
-        there = dict(zip(info.out_indices, info.reduction()))
-        if lacking := [x for x in strides if x not in there.values()]:
-            raise ConfigError(f"backbone: '{name}' has no map of stride {lacking[0]}; it has {', '.join(map(str, there.values()))}")
-        self.net,self.name = make(out_indices=tuple(i for i,x in there.items() if x in strides)),name
+        self.net,self.name = feature_net(name, strides, layers, size, pretrained),name
         taps = self.net.feature_info
         self.strides,self.channels = tuple(taps.reduction()),tuple(taps.channels())
         last = taps.module_name()[-1].split('.')
         if last[0]=='blocks' and isinstance(getattr(self.net, 'blocks', None), nn.Sequential): self.net.blocks = self.net.blocks[:int(last[1])+1]
         self.mean,self.std = (tuple(self.net.pretrained_cfg[k]) for k in ('mean', 'std'))
+        self.trains = False # see `unfreeze`
         self.requires_grad_(False).eval()
         self._running = None
     def train(self, mode=True): return super().train(False)
-    @torch.no_grad()
+    def unfreeze(self): self.trains = True; return self.requires_grad_(True) # batch norm keeps its statistics
     def forward(self,
         x:Tensor, # images, normalised with `mean` and `std`, (B, 3, H, W)
     )->list: # maps (B, C_i, H/stride_i, W/stride_i), finest first
-        "Maps at the chosen strides, without gradient"
-        net,n = self.running()
-        maps = net(x.contiguous(memory_format=torch.channels_last) if n and x.device.type=='cpu' else x)
+        "Maps at the chosen strides, without gradient unless the network is trained"
+        net,n = (self.net, 0) if self.trains else self.running()
+        with torch.set_grad_enabled(self.trains and torch.is_grad_enabled()): maps = net(x.contiguous(memory_format=torch.channels_last) if n and x.device.type=='cpu' else x)
         return [m.permute(0, 3, 1, 2) for m in maps] if getattr(self.net, 'output_fmt', 'NCHW')=='NHWC' else list(maps)
 
 # %% ../../nbs/models/26_uniad.ipynb #c783c9d8
@@ -519,8 +511,8 @@ def running(self:Backbone)->tuple: # (network, batch norms that are part of a co
     "The network behind `forward`"
     weights = self._running and self._running['weights']
     if not weights or sum(w._version for w in weights)!=self._running['version']:
-        cfg,at = self.net.pretrained_cfg,next(self.net.parameters())
-        noise = torch.randn(1, 3, *(cfg['input_size'][1:] if cfg.get('fixed_input_size') else (128,160)), generator=torch.Generator().manual_seed(0))
+        at = next(self.net.parameters())
+        noise = torch.randn(1, 3, *(self.net.built_for or (128,160)), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode(False), torch.autocast('cpu', enabled=False):
             found,n = (None, 0) if at.is_meta or at.dtype!=torch.float32 else rewrite(copy.deepcopy(self.net).cpu(), noise, at.device.type=='cpu')
         weights = tuple(self.net.state_dict(keep_vars=True).values())
@@ -545,7 +537,7 @@ def load(self:Backbone,
     "Load timm's weights, or change nothing and raise `CheckpointError` with names and shapes"
     # what only gives maps is wrapped, or joins the name of a stage and its number
     def stored(k): return next((n for n in (k, k.removeprefix('model.'), k.replace('_', '.', 1)) if n in state), None)
-    own = self.net.state_dict()
+    own,state = self.net.state_dict(),fitted_positions(self.net, state)
     of,said = {k: stored(k) for k in own},f"give timm's own weights of this model"
     if lost := [k for k,n in of.items() if n is None and not k.endswith('num_batches_tracked')]: raise CheckpointError(f"backbone_weights: {len(lost)} tensors of '{self.name}' are missing, {lost[0]} among them; {said}")
     of = {k: n for k,n in of.items() if n}

@@ -13,8 +13,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from fastcore.basics import patch
 from ..core import DataError
-from ..data.anomaly_images import open_image
 from ..data.anomaly_images import to_rgb
+from ..data.bit_depth import own_bits
+from ..data.image_files import open_image
 from ..metrics.anomaly_maps import label_components
 from ..plots import figure_bytes
 from ..plots import short
@@ -139,7 +140,9 @@ def read(self:ImagePrediction,
 )->np.ndarray|None: # (height, width, 3) uint8, upright; None when the file is gone
     "The image behind the prediction; raises `DataError` when it is not the one that was predicted"
     if not Path(self.path).exists(): return None
-    im = to_rgb(open_image(self.path), self.path)
+    # a picture to look at may use the bits of its own
+    im = open_image(self.path)
+    im = to_rgb(im, self.path, own_bits(im))
     if im.size!=self.size[::-1]:
         raise DataError(f'{self.path}: is {im.width}x{im.height} pixels, the predicted image was '
                         f'{self.size[1]}x{self.size[0]}; give the image that was predicted')

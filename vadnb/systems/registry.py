@@ -19,6 +19,8 @@ from ..core import ConfigError
 from ..core import did_you_mean
 from ..core import joined
 from ..core import read_yaml
+from ..data.image_files import SourceLimits
+from ..data.image_files import limit_pixels
 
 # %% ../../nbs/systems/59_registry.ipynb #e7de00d4
 REGISTERED = {} # name → module, or the name of one: systems of this process beside the folders
@@ -77,6 +79,7 @@ def load_config(
     if cfg.system!=values['system']:
         raise ConfigError(f"command line: 'system' is {values['system']} in {path} and cannot be another; choose a "
                           f"configuration of {cfg.system}")
+    if isinstance(getattr(cfg, 'data', None), SourceLimits): limit_pixels(cfg.data.max_pixels)
     return cfg
 
 # %% ../../nbs/systems/59_registry.ipynb #86051491

@@ -49,6 +49,9 @@ class Data:
         "→ plain data that a model needs to be built or read again, such as class names"
         return {}
 
+    def remember(self, facts):
+        "Told the facts of a run before its test data are read"
+
     def rows(self):
         "→ (what, whether it holds, detail) for `vadnb verify`; None is a warning"
         return []

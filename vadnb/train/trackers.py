@@ -113,7 +113,8 @@ class Trackers(Callback):
     def after_pictures(self):
         from PIL import Image
         L = self.learner
-        images = {f'pictures/{p.stem}': np.asarray(Image.open(p).convert('RGB'))[None] for p in L.pictures}
+        def pixels(p): return np.asarray(Image.open(p, formats=['PNG']).convert('RGB'))
+        images = {f'pictures/{p.stem}': pixels(p)[None] for p in L.pictures}
         with self.writing():
             for tracker in L.accelerator.trackers:
                 form = dict(dataformats='NHWC') if tracker.name=='tensorboard' else {}

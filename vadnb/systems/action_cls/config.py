@@ -15,6 +15,7 @@ from ...config import section
 from ...core import ConfigError
 from ...data.actions import SCENE
 from ...data.clip_views import FrameSampling
+from ...data.image_files import SourceLimits
 from ...losses.classification import LOSS_RULES as CLASSIFICATION_RULES
 from ...models.lora import PARTS
 from ...train.system import RunConfig
@@ -23,7 +24,7 @@ from ...train.system import RunConfig
 METRIC = 'top1' # what makes a checkpoint the best one, where nothing else is asked for
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(SourceLimits):
     "Which clips, of which sets"
     info:str = '.' # folder of dataset_info.json, below data_root
     train:list[str] = field(default_factory=list) # sets: registered names, or paths below data_root (path#split)

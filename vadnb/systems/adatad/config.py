@@ -18,6 +18,7 @@ from ...core import ConfigError
 from ...data.action_clips import CLIP_RULES, WINDOW_RULES
 from ...data.annotation import PLACES
 from ...data.augmentation import AUGMENTATION_RULES, JITTER
+from ...data.image_files import SourceLimits
 from ...data.time_grid import FORM_RULES, clip_words
 from ...losses.detection import LOSS_RULES as DETECTION_RULES
 from ...models.actionformer import SIZE_RULES
@@ -28,7 +29,7 @@ from ...train.system import RunConfig
 METRIC = 'map/mean' # what makes a checkpoint the best one, where nothing else is asked for
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(SourceLimits):
     "Which videos, which annotation, and which windows of them"
     annotation:str = 'thumos_14_anno.json' # below data_root: OpenTAD, ActionFormer, ActivityNet JSON, THUMOS text, CSV
     classes:list[str]|None = None # in the order of the network's outputs; null: those of the annotation
@@ -335,9 +336,7 @@ class Config(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.features.folder:
-            check_window(self)
-            check_patches(self)
+        for check in () if self.features.folder else (check_window, check_patches): check(self)
 
     def make_data(self):
         "→ `ActionData`; reads annotation when a split is asked for, decodes nothing"

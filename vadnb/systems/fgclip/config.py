@@ -14,6 +14,7 @@ from dataclasses import field
 from typing import Literal
 from ...config import check_rules
 from ...config import section
+from ...data.image_files import SourceLimits
 from ...data.ucf_crime import TEMPLATES
 from ...train.system import RunConfig
 
@@ -36,7 +37,7 @@ DATA_RULES = [
 
 # %% ../../../nbs/systems/fgclip/00_config.ipynb #9a2891ff
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(SourceLimits):
     "Which clips, and how they are sampled"
     train_json:str = 'train.json' # region annotation for training, relative to data_root
     valid_json:str|None = None # region annotation for validation, which chooses the checkpoint

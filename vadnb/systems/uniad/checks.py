@@ -26,7 +26,7 @@ class CopyingCheck(Check):
 # %% ../../../nbs/systems/uniad/05_checks.ipynb #e23e8af9
 class BackboneCheck(Check):
     "A backbone of random weights, or one that training has changed"
-    code,what = 'backbone', 'the backbone is pretrained, and training leaves it as it is'
+    code,what = 'backbone', 'the backbone is pretrained, and training changes it only where it is told to'
     def before_fit(self):
         if not self.learner.cfg.model.pretrained:
             self.find('note', f'the backbone {self.learner.cfg.model.backbone} has random weights (model.pretrained '
@@ -37,7 +37,11 @@ class BackboneCheck(Check):
         backbone = self.learner.system.backbone
         return [p.double().sum().item() for p in (*backbone.parameters(), *backbone.buffers())]
     def after_fit(self):
-        if self.total()!=self.before or self.learner.system.backbone.net.training:
+        if self.learner.cfg.model.backbone_lr:
+            if self.total()==self.before:
+                self.find('fault', 'model.backbone_lr is set, and training has not moved the backbone; raise it, or '
+                          'set it to 0 so that its features are computed once', key='still')
+        elif self.total()!=self.before or self.learner.system.backbone.net.training:
             self.find('fault', 'the frozen backbone was changed by training, so that cached features are no longer its '
                       'own; keep its parameters out of the optimizer and in eval mode', key='changed')
 

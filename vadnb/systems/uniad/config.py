@@ -12,6 +12,7 @@ from dataclasses import field
 from typing import Literal
 from ...config import section
 from ...core import ConfigError
+from ...data.image_files import SourceLimits
 from ...losses.reconstruction import criterion_rows
 from ...models.uniad import feature_size
 from ...models.uniad import neighbor_mask
@@ -21,10 +22,10 @@ from ...train.system import RunConfig
 METRIC = 'pixel_auroc' # what makes a checkpoint the best one, where nothing else is asked for
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(SourceLimits):
     "Which images, and what is held back of them"
-    train:str = 'train.json' # good images below data_root: JSON lines, VisA's .csv, an MVTec tree, or a plain folder
-    good:str = 'good' # folder of the good images in a plain folder
+    train:str = 'train.json' # good images below data_root: JSON lines, VisA's .csv, Real-IAD's JSON, tree or folder
+    good:str = 'good' # folder of the good images in a tree or a plain folder; BTAD's `ok` is known
     test:str|None = None # test images in the same forms; null: the test half of a table, tree or folder
     classes:list[str]|None = None # classes that take part; null takes all
     size:list[int] = field(default_factory=lambda: [224, 224]) # height and width, pixels; squashed, never cropped
@@ -32,7 +33,7 @@ class DataConfig:
     vflip:float = 0. # chance to mirror it top and bottom; switches the cache off
     rotate:bool = False # turn it by a multiple of 90 degrees; switches the cache off
     protocol:Literal['held_out', 'paper'] = 'held_out' # the best is chosen on held-out good images, or the test set
-    hold_out:float = 0.1 # share of each class's good images that held_out keeps back, one at least
+    hold_out:float = 0.1 # share of each class's good images that held_out keeps back, where no `validation` does
     folder_test:float = 0.2 # share of the good images that a plain folder gives to the test set
     cache:Literal['auto', 'memory', 'disk', 'off'] = 'auto' # where the frozen features are kept
     cache_folder:str|None = None # where they lie on disk; null: `features` in the folder of runs
@@ -48,6 +49,8 @@ class ModelConfig:
     weights:str|None = None # official checkpoint (ckpt.pth.tar) or state dict that the trainable part starts from
     start:Literal['xavier', 'data'] = 'xavier' # first values: the official ones, or fitted to the training features
     strides:list[int] = field(default_factory=lambda: [2, 4, 8, 16]) # which maps of the backbone, pixels per place
+    layers:list[int]|None = None # which blocks instead, from 0, for a transformer, whose maps are all of one stride
+    backbone_lr:float = 0. # rate of the backbone as a share of optim.lr, such as 0.1; 0: frozen, features are cached
     outstride:int = 16 # pixels per token
     hidden_dim:int = 256 # width of a token inside
     nhead:int = 8 # attention heads
@@ -67,8 +70,8 @@ class ModelConfig:
 @dataclass(kw_only=True)
 class LossConfig:
     "What reconstruction is compared with features by"
-    # name of each loss and its weight: FeatureMSELoss, FeatureL1, FeatureCosine
-    criterion:dict[str, float] = field(default_factory=lambda: dict(FeatureMSELoss=1.))
+    # FeatureMSELoss, FeatureL1, FeatureCosine with their weights, or the official list of {name, type, kwargs}
+    criterion:dict[str, float]|list[dict] = field(default_factory=lambda: dict(FeatureMSELoss=1.))
 
 @dataclass(kw_only=True)
 class ScoreConfig:
@@ -92,6 +95,9 @@ RULES = [
     ('data.classes', lambda c: c.data.classes is None or len(c.data.classes)>0, 'null or at least one class'),
     ('model.strides', lambda c: c.model.strides and c.model.strides==sorted({*c.model.strides}),
         'rising pixels per place'),
+    ('model.layers', lambda c: c.model.layers is None or c.model.layers==sorted({*c.model.layers}) and c.model.layers
+        and c.model.layers[0]>=0, 'null or rising indices of blocks, from 0'),
+    ('model.backbone_lr', lambda c: c.model.backbone_lr>=0, '0 or more'),
     ('model.neighbor_size', lambda c: is_pair(c.model.neighbor_size), 'a height and a width'),
     ('model.outstride', lambda c: c.model.outstride>0, 'above 0'),
     ('score.pool', lambda c: is_pair(c.score.pool) and all(p<=s for p,s in zip(c.score.pool, c.data.size)),
@@ -115,6 +121,9 @@ CONFLICTS = [
         lambda c: "'train.on_bad_sample' is skip, and "
         f"{f'data.cache {c.data.cache}' if c.data.cache in ('memory', 'disk') else 'model.start data'} has to read "
         "every image before training; set 'data.cache' to off and 'model.start' to xavier, or repair the images"),
+    (lambda c: c.model.backbone_lr and c.data.cache in ('memory', 'disk'),
+        lambda c: f"'data.cache' is {c.data.cache} and 'model.backbone_lr' trains the backbone, whose features change "
+        "with every step; set 'data.cache' to auto or off, or 'model.backbone_lr' to 0"),
     (lambda c: c.data.cache not in ('auto', 'disk') and c.data.cache_folder,
         lambda c: f"'data.cache_folder' is set but 'data.cache' is {c.data.cache}, so nothing would be written there; "
         "remove one of them"),
@@ -122,6 +131,7 @@ CONFLICTS = [
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #d3b21a79
 READ_WHEN = [ # see `vadnb.switches`
+    ('model.strides', 'model.layers', [None]),
     ('data.hold_out', 'data.protocol', ['held_out']),
     ('data.cache_gb', 'data.cache', ['auto', 'memory', 'disk']),
     ('model.neighbor_size', 'model.neighbor_masks', 'any true'),
@@ -131,11 +141,13 @@ READ_WHEN = [ # see `vadnb.switches`
 # %% ../../../nbs/systems/uniad/00_config.ipynb #8c402dd6
 def check_grid(
     cfg, # `Config`
+    strides=(), # of the maps that the backbone turned out to have
 ):
     "Raise `ConfigError` where size, strides and the hidden window do not fit together"
     d,m = cfg.data, cfg.model
     def window(): return any(m.neighbor_masks) and neighbor_mask(feature_size(d.size, m.outstride), m.neighbor_size)
-    grids = [('data.size', lambda s=s: feature_size(d.size, s)) for s in (m.outstride, *m.strides)]
+    own = m.strides if m.layers is None else ()
+    grids = [('data.size', lambda s=s: feature_size(d.size, s)) for s in (m.outstride, *own, *strides)]
     for key,check in (*grids, ('model.neighbor_size', window)):
         try: check()
         except ConfigError as e: raise ConfigError(f"'{key}': {str(e).split(': ', 1)[1]}") from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO_WORLD', 'DEMO', 'CONVERTERS', 'HEADS', 'CHOSEN_HERE', 'METRIC_TABLES', 'PICTURES', 'MEMORY', 'make_textures',
-           'image_tree', 'image_class_rows', 'draw_pictures']
+           'image_tree', 'uniad_yaml', 'image_class_rows', 'draw_pictures']
 
 # %% ../../../nbs/systems/uniad/09_offers.ipynb #750897c7
 from pathlib import Path
@@ -38,7 +38,15 @@ def image_tree(
     from vadnb.data.mvtec import write_tree_meta
     return [f'{path}: {len(read_meta(path))} images' for path in write_tree_meta(source, target)]
 
-CONVERTERS = {'image-tree': image_tree}
+def uniad_yaml(
+    source:str, # config.yaml of the official code
+    target:str, # YAML file of vadnb
+)->list: # lines
+    "A configuration of the official UniAD → one for vadnb"
+    from vadnb.systems.uniad.reference import official_config
+    return official_config(source, target)
+
+CONVERTERS = {'image-tree': image_tree, 'uniad-yaml': uniad_yaml}
 
 # %% ../../../nbs/systems/uniad/09_offers.ipynb #356514d0
 HEADS = dict(image_auroc='I-AUROC', image_ap='I-AP', image_f1max='I-F1max', pixel_auroc='P-AUROC', pixel_ap='P-AP',
