@@ -13,6 +13,7 @@ from argparse import SUPPRESS
 from pathlib import Path
 from .core import ConfigError
 from .core import did_you_mean
+from .strangers import shown
 
 # %% ../nbs/02_config.ipynb #f90930f5
 @functools.cache
@@ -200,7 +201,7 @@ def check_rules(
         if test(cfg): continue
         found = functools.reduce(getattr, key.split('.'), cfg)
         name = f'{section}.{key}' if section else key
-        raise ConfigError('; '.join([f"'{name}' must be {words}, found {found!r}", *fix]))
+        raise ConfigError('; '.join([f"'{name}' must be {words}, found {shown(found)}", *fix]))
 
 # %% ../nbs/02_config.ipynb #0fa9c71d
 def check_conflicts(

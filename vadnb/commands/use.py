@@ -8,7 +8,7 @@ __all__ = ['shared_out', 'dealt', 'measured_split', 'measure', 'evaluate_run', '
            'pictures']
 
 # %% ../../nbs/commands/02_use.ipynb #702473cb
-import dataclasses, sys
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field
@@ -19,6 +19,7 @@ from .words import command
 from .words import complain
 from .words import needed
 from .words import quiet
+from .words import warn
 from ..core import ConfigError
 from ..core import DataError
 from ..core import read_yaml
@@ -239,8 +240,7 @@ def warn_of_other_weights(
 ):
     "Evaluation sets thresholds, and a checkpoint between two evaluations holds those of older weights"
     if system.calibrated_at is None or folder.name==f'step-{system.calibrated_at:06d}': return
-    print(f'vadnb: warning: {folder.name} was not evaluated; its thresholds are those of step {system.calibrated_at}',
-          file=sys.stderr)
+    warn(f'{folder.name} was not evaluated; its thresholds are those of step {system.calibrated_at}')
 
 # %% ../../nbs/commands/02_use.ipynb #1d2abd19
 @command

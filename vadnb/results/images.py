@@ -16,6 +16,7 @@ from ..core import DataWarning
 from ..core import did_you_mean
 from ..core import write_atomic
 from ..core import write_json
+from ..strangers import inert
 from ..data.mvtec import MASK_FOLDERS
 from ..data.mvtec import SUFFIXES
 from ..data.mvtec import visible_entries
@@ -69,7 +70,7 @@ def table(self:ImagePredictions)->str: # CSV text
     rows = csv.writer(text, lineterminator='\n')
     rows.writerow(['name', 'score', 'threshold', 'anomalous', 'pixel_threshold', 'share', 'peak_x', 'peak_y'])
     for p in self:
-        rows.writerow([p.name, f'{p.score:.9g}', f'{p.thresholds.image:.9g}', int(p.anomalous),
+        rows.writerow([inert(p.name), f'{p.score:.9g}', f'{p.thresholds.image:.9g}', int(p.anomalous),
                        f'{p.thresholds.pixel:.9g}', f'{p.marked().mean():.6f}', *(f'{v:.1f}' for v in p.peak())])
     return text.getvalue()
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from ..core import CheckpointError
 from ..core import is_number
+from ..strangers import shown
 from .card import load_parts
 from .card import plain_facts
 from .card import read_card
@@ -120,8 +121,8 @@ def check_facts(
     for key in sorted({*card['facts'], *now}):
         if (found := first_difference(card['facts'].get(key), now.get(key), key)) is None: continue
         at,then,present = found
-        raise CheckpointError(f"{where}: was trained with {at} {then!r:.120}, and the present data "
-                              f"and configuration say {present!r:.120}; set them back, or start another run")
+        raise CheckpointError(f"{where}: was trained with {at} {shown(then, 120)}, and the present data "
+                              f"and configuration say {shown(present, 120)}; set them back, or start another run")
 
 def restore(
     learner, # prepared
