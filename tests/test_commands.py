@@ -93,7 +93,7 @@ def test_eval_without_test_data_names_the_keys(run):
 
 def test_predict_goes_on_after_what_is_damaged(run, texts, tmp_path):
     code,out,err = vadnb('predict', texts, '--run', run, '--out', tmp_path/'out')
-    assert code==2 and err.splitlines()==[f"vadnb: error: {texts}/c.txt: could not convert string to float: 'four'",
+    assert code==3 and err.splitlines()==[f"vadnb: error: {texts}/c.txt: could not convert string to float: 'four'",
                                           'vadnb: error: 1 of 3 could not be scored']
     assert [l for l in out.splitlines() if not l.startswith('  ')]==['a.txt: 2 numbers, of first step-000009', 'b.txt: 1 numbers, of first step-000009']
     assert sorted(p.name for p in (tmp_path/'out').iterdir())==['a.said', 'b.said']

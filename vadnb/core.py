@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LOCKS', 'VadnbError', 'ConfigError', 'DataError', 'VideoError', 'CheckpointError', 'DeviceError', 'DataWarning',
            'MetricWarning', 'did_you_mean', 'joined', 'is_whole', 'is_number', 'read_text', 'uncollected', 'read_json',
-           'yaml_fault', 'read_yaml', 'unwritten', 'write_atomic', 'write_json', 'sync_folder', 'append_jsonl',
-           'read_jsonl', 'inside', 'set_seed', 'pick_device']
+           'yaml_fault', 'read_yaml', 'remove', 'unwritten', 'write_atomic', 'write_json', 'sync_folder',
+           'append_jsonl', 'read_jsonl', 'inside', 'set_seed', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #9c85a750
-import contextlib, difflib, errno, gc, json, math, numbers, os, random, re, weakref
+import contextlib, difflib, errno, gc, json, math, numbers, os, random, re, shutil, weakref
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #253aae4d
@@ -175,6 +175,15 @@ def read_yaml(
         raise error(f'{path}: must hold `key: value` lines, found {found}')
     return res
 
+# %% ../nbs/00_core.ipynb #affa6fb5
+def remove(
+    path, # file, link or folder; nothing there is fine
+):
+    "Remove a file, a folder with all that is in it, or a link and not what it leads to"
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
+
 # %% ../nbs/00_core.ipynb #975d5268
 def unwritten(
     path, # what could not be written
@@ -196,7 +205,9 @@ def write_atomic(
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(tmp, 'wb') as f:
+        # a link that waits under this name would be written through
+        tmp.unlink(missing_ok=True)
+        with open(tmp, 'xb') as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
@@ -252,8 +263,8 @@ def read_jsonl(
     *lines,last = read_text(path, CheckpointError).split('\n')
     def parse(i, line):
         try: return json.loads(line)
-        except json.JSONDecodeError as e:
-            raise CheckpointError(f'{path}, line {i+1}: not valid JSON ({e.msg})') from None
+        except (ValueError, RecursionError) as e:
+            raise CheckpointError(f"{path}, line {i+1}: not valid JSON ({getattr(e, 'msg', e)})") from None
     return [parse(i, line) for i,line in enumerate(lines) if line.strip()]
 
 # %% ../nbs/00_core.ipynb #aa75a0bc

@@ -164,7 +164,7 @@ def build_model(self:Learner):
     optimizer = make_optimizer(self.cfg.optim, groups)
     self.model,self.optimizer = self.accelerator.prepare(self.system, optimizer)
     if t.compile: self.model.compile()
-    self.log = RunLog(self.run/'log.jsonl' if self.save else None, self.main)
+    self.log = RunLog(self.run/'log.jsonl' if self.save else None, self.main, self.folder.check_there)
 
 # %% ../../nbs/train/50_learner.ipynb #7814e860
 @patch
