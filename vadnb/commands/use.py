@@ -304,7 +304,10 @@ def predict(
     if processes.world>1: processes.in_main(lambda: check_place(inputs, out, run))
     unfinished = Unfinished(out)
     prediction = Prediction(system, folder.name, out, overlay, pictures=pictures, guard=unfinished)
-    code = tell(*saved_by_all(prediction, inputs, processes))
+    try: code = tell(*saved_by_all(prediction, inputs, processes))
+    except BaseException:
+        unfinished.break_off()
+        raise
     unfinished.end()
     return code
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIST', 'through_link', 'Unfinished', 'listed', 'clear_unfinished']
 
-# %% ../../nbs/results/27_unfinished.ipynb #b6cb0ac8
+# %% ../../nbs/results/27_unfinished.ipynb #b6287abb
 import contextlib, fcntl, json, os
 from pathlib import Path
 from ..core import CheckpointError
@@ -14,7 +14,7 @@ from ..core import LOCKS
 from ..core import remove
 from ..core import unwritten
 
-# %% ../../nbs/results/27_unfinished.ipynb #a31370e5
+# %% ../../nbs/results/27_unfinished.ipynb #1190f642
 LIST = '.unfinished-' # what lists are called, before the number of a process
 
 def through_link(
@@ -57,7 +57,13 @@ class Unfinished:
         "All is written: nothing is unfinished"
         if self.file: remove(self.file.name); self.file.close()
 
-# %% ../../nbs/results/27_unfinished.ipynb #120b6ca2
+    def break_off(self):
+        "An error ends the prediction: where it has written nothing, nothing stays of it"
+        if not self.file or any(f.exists() for f in listed(Path(self.file.name))): return
+        self.end()
+        with contextlib.suppress(OSError): self.folder.rmdir()
+
+# %% ../../nbs/results/27_unfinished.ipynb #a0d88ee4
 def listed(
     path:Path, # a list, perhaps of a stranger
 )->list: # of paths in its folder, that lead through no link
