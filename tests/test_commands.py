@@ -74,6 +74,18 @@ def test_verify(words):
     code,out,_ = vadnb('verify', *words, '--train.batch_size', '13')
     assert code==1 and out.splitlines()[-1]=='not ready' and '12 training samples do not fill one batch of 13' in out
 
+def test_all_that_is_wrong_with_a_configuration_is_told_at_once(folder, words, tmp_path):
+    (tmp_path/'a.yaml').write_text('system: line\ntrain: {batch_siz: 3, workers: x, epochs: [1]}\nfactr: 2\n')
+    err = refuse('train', '--config', tmp_path/'a.yaml', '--optim.lrr', '1')
+    for part in ("unknown key 'train.batch_siz'", "unknown key 'factr'", "unknown option '--optim.lrr'"): assert part in err
+    (tmp_path/'a.yaml').write_text('system: line\ntrain: {workers: x, epochs: [1]}\n')
+    err = refuse('train', '--config', tmp_path/'a.yaml', '--optim.lr', 'fast', '--factor=y', '--train.keep', '2')
+    for part in (f"{tmp_path}/a.yaml: 'train.workers' must be", "a.yaml: 'train.epochs' must be", "command line: 'optim.lr' must be", "command line: 'factor' must be"): assert part in err
+    (tmp_path/'a.yaml').write_text('system: line\nseed: -1\ntrain: {keep: 0, accumulate: 0}\n')
+    err = refuse('train', '--config', tmp_path/'a.yaml', '--train.batch_size', '0')
+    for part in ("a.yaml: 'train.keep' must be 1 or more", "a.yaml: 'train.accumulate'", "command line: 'train.batch_size'"): assert part in err
+    assert not (tmp_path/'runs').exists()
+
 # ---------------------------------------------------------------- eval
 
 def test_eval_measures_the_test_data(run):
