@@ -482,7 +482,7 @@ def test_results_survive_a_disk_that_refuses(run, tmp_path, world, monkeypatch):
     before,video,few = files(run), sorted(world.rglob('*.mp4'))[0], ['--score.stride', '16']
     assert f'{tmp_path}/file/a.html: cannot be written' in refuse('report', '--run', run, '--out', tmp_path/'file/a.html')
     assert f'{tmp_path}: cannot be written' in refuse('eval', '--run', run, '--out', tmp_path, *few, warned=True)
-    assert f'{tmp_path}/file/{video.stem}.json: cannot be written' in refuse('predict', video, '--run', run, '--out', tmp_path/'file', *few)
+    assert f'{tmp_path}/file: cannot be written ({tmp_path}/file is no folder)' in refuse('predict', video, '--run', run, '--out', tmp_path/'file', *few)
     assert f'{tmp_path}/file/a.json: cannot be written' in refuse('convert', 'skeleton', world, tmp_path/'file/a.json')
     assert f'{tmp_path}/file/new: cannot be written' in refuse('train', *options(world, tmp_path/'file', 'new'))
     with small_disk(500): assert 'report.html: cannot be written (File too large); free some space' in refuse('report', '--run', run)

@@ -77,6 +77,18 @@ def test_verify(words):
     code,out,_ = vadnb('verify', *words, '--train.batch_size', '13')
     assert code==1 and out.splitlines()[-1]=='not ready' and '12 training samples do not fill one batch of 13' in out
 
+def test_all_that_is_wrong_with_a_configuration_is_told_at_once(folder, words, tmp_path):
+    (tmp_path/'a.yaml').write_text('system: line\ntrain: {batch_siz: 3, workers: x, epochs: [1]}\nfactr: 2\n')
+    err = refuse('train', '--config', tmp_path/'a.yaml', '--optim.lrr', '1')
+    for part in ("unknown key 'train.batch_siz'", "unknown key 'factr'", "unknown option '--optim.lrr'"): assert part in err
+    (tmp_path/'a.yaml').write_text('system: line\ntrain: {workers: x, epochs: [1]}\n')
+    err = refuse('train', '--config', tmp_path/'a.yaml', '--optim.lr', 'fast', '--factor=y', '--train.keep', '2')
+    for part in (f"{tmp_path}/a.yaml: 'train.workers' must be", "a.yaml: 'train.epochs' must be", "command line: 'optim.lr' must be", "command line: 'factor' must be"): assert part in err
+    (tmp_path/'a.yaml').write_text('system: line\nseed: -1\ntrain: {keep: 0, accumulate: 0}\n')
+    err = refuse('train', '--config', tmp_path/'a.yaml', '--train.batch_size', '0')
+    for part in ("a.yaml: 'train.keep' must be 1 or more", "a.yaml: 'train.accumulate'", "command line: 'train.batch_size'"): assert part in err
+    assert not (tmp_path/'runs').exists()
+
 # ---------------------------------------------------------------- eval
 
 def test_eval_measures_the_test_data(run):
@@ -96,7 +108,7 @@ def test_eval_without_test_data_names_the_keys(run):
 
 def test_predict_goes_on_after_what_is_damaged(run, texts, tmp_path):
     code,out,err = vadnb('predict', texts, '--run', run, '--out', tmp_path/'out')
-    assert code==2 and err.splitlines()==[f"vadnb: error: {texts}/c.txt: could not convert string to float: 'four'",
+    assert code==3 and err.splitlines()==[f"vadnb: error: {texts}/c.txt: could not convert string to float: 'four'",
                                           'vadnb: error: 1 of 3 could not be scored']
     assert [l for l in out.splitlines() if not l.startswith('  ')]==['a.txt: 2 numbers, of first step-000009', 'b.txt: 1 numbers, of first step-000009']
     assert sorted(p.name for p in (tmp_path/'out').iterdir())==['a.said', 'b.said']

@@ -15,6 +15,7 @@ from vadnb.results.saving import save_results, signed_results
 from vadnb.results.panels import Case, enlarge, panels
 from vadnb.results.sheets import case_sheet, contact_sheet
 from vadnb.results.thresholds import RATES, Calibration, Thresholds, conformal_threshold, normal_thresholds, pixel_quantiles
+from vadnb.strangers import cell_text
 from vadnb.train.checkpoint import read_part, write_part
 from vadnb.report.pictures import embed
 
@@ -186,7 +187,7 @@ def test_names_of_any_kind(tmp_path):
     names = ['Straße, 5 $a_b$.png', 'a "b"/<i>.v2.jpg', '=1+1.png']
     found = ImagePredictions('x', [predicted(tmp_path/'gone', n, (8, 8), i) for i,n in enumerate(names)])
     files = found.save(tmp_path/'out')
-    with open(files[0], newline='', encoding='utf-8') as f: assert [r['name'] for r in csv.DictReader(f)]==names
+    with open(files[0], newline='', encoding='utf-8') as f: assert [cell_text(r['name']) for r in csv.DictReader(f)]==names
     assert (tmp_path/'out'/'maps'/'a "b"'/'<i>.v2.npz') in files
     assert '<i>' not in found[1]._repr_html_()
 
@@ -313,10 +314,25 @@ def test_images_that_come_one_by_one_are_saved_as_a_folder(tmp_path):
     assert [f.relative_to(tmp_path/'out') for f in saved.files]==[f.relative_to(tmp_path/'other') for f in files]
     for a,b in zip(saved.files, files): assert a.read_bytes()==b.read_bytes(), a.name
 
-def test_two_images_that_would_share_files_write_none(tmp_path):
+def test_of_two_images_that_would_share_files_the_first_is_saved(tmp_path):
     items = [predicted(picture(tmp_path/'in'/n), n) for n in ('a.png', 'a.jpg')]
-    refused, = save_results(items, tmp_path/'in', tmp_path/'out')
-    assert "'a.png' and 'a.jpg' would both be written to" in str(refused.error) and not (tmp_path/'out').exists()
+    refused,saved = save_results(items, tmp_path/'in', tmp_path/'out')
+    assert "'a.png' and 'a.jpg' would both be written to" in str(refused.error) and saved.lines[0].endswith('in: 1 image, 0 anomalous')
     mixed = [items[0], predicted(picture(tmp_path/'in'/'b.png'), thresholds=Thresholds(3, 1, .1, 9))]
-    refused, = save_results(mixed, tmp_path/'in', tmp_path/'out')
-    assert 'judged by other thresholds' in str(refused.error) and not (tmp_path/'out').exists()
+    refused, = save_results(mixed, tmp_path/'in', tmp_path/'mixed')
+    assert 'judged by other thresholds' in str(refused.error) and not (tmp_path/'mixed'/'in'/'scores.csv').exists()
+
+@pytest.mark.parametrize('pictures,panels', [('all', 3), ('worst', 2), ('none', 0)])
+def test_each_image_is_written_as_it_comes_and_drawn_as_asked(tmp_path, monkeypatch, pictures, panels):
+    monkeypatch.setattr('vadnb.results.images.WORST', 2)
+    place = tmp_path/'out'/'in'
+    def come():
+        for k in range(3):
+            yield predicted(picture(tmp_path/'in'/f'{k}.png'), seed=k)
+            assert (place/'maps'/f'{k}.layers.json').exists() and not (place/'scores.csv').exists()
+    saved, = save_results(come(), tmp_path/'in', tmp_path/'out', pictures=pictures)
+    assert sorted(saved.files)==sorted(p for p in place.rglob('*') if p.is_file())
+    assert len([*(place/'maps').glob('*.png')])==panels and (place/'contact_sheet.png').exists()==(pictures!='none')
+    scores = {r['name']: float(r['score']) for r in csv.DictReader((place/'scores.csv').open())}
+    drawn = {p.name for p in (place/'maps').glob('*.png')}
+    if pictures=='worst': assert drawn=={n for n in sorted(scores, key=scores.get)[1:]}

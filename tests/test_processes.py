@@ -107,6 +107,24 @@ def test_a_signal_to_one_process_stops_both(tmp_path, rank):
     end = rows(tmp_path/'run', 'end')[-1]
     assert (end['status'], end['reason'])==('stopped', 'received SIGTERM') and find_checkpoint(tmp_path/'run').name==f"step-{end['step']:06d}"
 
+def train_watched(*words, **named):
+    from vadnb.train.processes import Processes
+    Processes.patience = 9.
+    os.dup2(os.open(words[0]/f"said{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT), 2)
+    train(*words, **named)
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_process_that_is_stopped_ends_the_other_in_one_line(tmp_path, rank):
+    "A stopped process keeps its connections, so that nothing but silence tells of it; takes as long as the patience of 9 s"
+    group = start(tmp_path/'run', train_watched, tmp_path, 'run', extra=[Slow], batch_size=2, epochs=None, steps=50_000, save_every=1000, unit='step', evaluate_every=50_000, log_every=3)
+    while not (tmp_path/'run'/'log.jsonl').exists() or len(rows(tmp_path/'run', 'train'))<2: assert group[0].is_alive() and group[1].is_alive(); time.sleep(.02)
+    os.kill(group[rank].pid, signal.SIGSTOP)
+    group[1-rank].join(60)
+    code = group[1-rank].exitcode
+    for p in group: p.kill(); p.join()
+    said = [l for l in (tmp_path/f'said{1-rank}').read_text().splitlines() if 'vadnb' in l]
+    assert code==1 and len(said)==1 and f'process {rank} of 2 has given no sign of life for 9 s' in said[0], said
+
 class Poison(Callback):
     "A loss that is NaN in the second process"
     def after_batch(self):

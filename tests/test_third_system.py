@@ -95,7 +95,7 @@ def test_predict_gives_segments_with_their_source(world, run):
     (world/'clips').mkdir(exist_ok=True)
     for name in ('test1.mp4', 'test2.mp4'): (world/'clips'/name).write_bytes((world/name).read_bytes())
     (world/'clips'/'broken.mp4').write_bytes(b'no video')
-    said = vadnb('predict', world/'clips', '--run', run, '--out', world/'out', code=2)
+    said = vadnb('predict', world/'clips', '--run', run, '--out', world/'out', code=3)
     assert 'broken.mp4' in said and '1 of 3 could not be scored' in said
     result = read_record(next((world/'out').glob('test1*.layers.json')))
     (source,name),layer = next(iter(result.layers().items()))

@@ -622,7 +622,7 @@ def test_predict_refuses_in_one_line(run, mixed, tmp_path):
     words = ['predict', mixed, '--run', run, '--out', tmp_path/'out', '--score.batch_size', '2', '--score.false_alarm_rate', '0.4']
     code,_,err = vadnb(*words)
     said = [line for line in err.splitlines() if 'vadnb: error:' in line]
-    assert code==2 and len(said)==2 and 'mixed/b/grey.png cannot be decoded' in said[0] and 'copy it again or take it out' in said[0]
+    assert code==3 and len(said)==2 and 'mixed/b/grey.png cannot be decoded' in said[0] and 'copy it again or take it out' in said[0]
     n = sum(p.is_file() for p in mixed.rglob('*.*') if p.suffix in ('.png', '.jpg', '.bmp', '.tif', '.tiff', '.webp'))
     assert f'1 of {n} could not be scored' in said[1]
     # what is sound is scored, and the damaged one stands in no table

@@ -24,6 +24,7 @@ from .core import ConfigError
 from .core import VadnbError
 from .core import did_you_mean
 from .core import unwritten
+from .strangers import plain_output
 from .requirements import check_requirements
 
 # %% ../nbs/70_cli.ipynb #4c475dfa
@@ -104,7 +105,7 @@ def main(
     "Entry point of the `vadnb` program"
     words = list(sys.argv[1:] if words is None else words)
     try:
-        code = run(words)
+        with plain_output(): code = run(words)
         sys.stdout.flush()
     except VadnbError as e: code = complain(e)
     except KeyboardInterrupt: print('vadnb: interrupted', file=sys.stderr); code = 130

@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['class_source', 'field_comments', 'config_keys', 'type_name', 'key_type', 'help_formatter', 'config_parser', 'refused',
            'nearest_key', 'flatten', 'check_keys', 'from_dict', 'finite', 'check_rules', 'check_conflicts', 'section',
-           'typed_keys', 'origin', 'build_config', 'shipped_configs', 'find_config', 'to_yaml', 'config_changes']
+           'typed_keys', 'origin', 'without', 'without_option', 'parsed', 'build_config', 'shipped_configs',
+           'find_config', 'to_yaml', 'config_changes']
 
 # %% ../nbs/02_config.ipynb #75e0d6fa
-import dataclasses, functools, inspect, linecache, math, re, typing
+import contextlib, dataclasses, functools, inspect, linecache, math, re, typing
 from argparse import SUPPRESS
 from pathlib import Path
 from types import UnionType
 from .core import ConfigError
 from .core import did_you_mean
+from .core import errors_of
+from .core import raise_all
+from .strangers import shown
 
 # %% ../nbs/02_config.ipynb #f90930f5
 @functools.cache
@@ -164,14 +168,17 @@ def check_keys(
     sections = {k.rsplit('.', 1)[0] for k in known if '.' in k}
     def forms(t): return typing.get_args(t) if typing.get_origin(t) in (typing.Union, UnionType) else (t,)
     free = [k for k in known if any(typing.get_origin(t) is dict for t in forms(key_type(cls, k)))]
+    wrong = []
     for key,value in flatten(values).items():
         if key in known or any(key.startswith(k+'.') for k in free): continue
         if key not in sections:
-            raise ConfigError(f"{where}: unknown key '{key}'{nearest_key(key, known)}")
+            wrong.append(f"{where}: unknown key '{key}'{nearest_key(key, known)}")
+            continue
         if value=={}: continue
         first = next(k for k in known if k.startswith(key+'.'))
-        found = 'nothing' if value is None else repr(value)
-        raise ConfigError(f"{where}: '{key}' is a section, write its keys below it (such as {first}), found {found}")
+        found = 'nothing' if value is None else shown(value)
+        wrong.append(f"{where}: '{key}' is a section, write its keys below it (such as {first}), found {found}")
+    raise_all(wrong)
 
 # %% ../nbs/02_config.ipynb #43bdcf87
 def from_dict(
@@ -179,16 +186,20 @@ def from_dict(
     values:dict, # nested mapping with every value of its type
 ): # an instance
     "Build a tree of dataclasses from nested mappings"
-    types = typing.get_type_hints(cls)
-    return cls(**{k: from_dict(types[k], v) if dataclasses.is_dataclass(types[k]) else v for k,v in values.items()})
+    types,built,wrong = typing.get_type_hints(cls), dict(values), []
+    for k,v in values.items():
+        if not dataclasses.is_dataclass(types[k]): continue
+        try: built[k] = from_dict(types[k], v)
+        except ConfigError as e: wrong += errors_of(e)
+    raise_all(wrong)
+    return cls(**built)
 
 def finite(
     values:dict, # nested mapping
 )->dict: # the same mapping
     "Refuse NaN and infinity, which are numbers to YAML and a silent disaster to an optimizer"
-    for k,v in flatten(values).items():
-        if isinstance(v, float) and not math.isfinite(v):
-            raise ConfigError(f"'{k}' must be a finite number, found {v}")
+    raise_all(f"'{k}' must be a finite number, found {v}" for k,v in flatten(values).items()
+              if isinstance(v, float) and not math.isfinite(v))
     return values
 
 # %% ../nbs/02_config.ipynb #58cce679
@@ -197,22 +208,28 @@ def check_rules(
     rows, # (key below `cfg`, test of `cfg`, what the value must be) and, if need be, the fix
     section:str='', # dotted path of `cfg` in the whole configuration, for the message
 ):
-    "Raise `ConfigError` for the first rule that a configuration breaks"
+    "Raise `ConfigError` for the rules that a configuration breaks, of each key the first"
+    wrong = {}
     for key,test,words,*fix in rows:
-        if test(cfg): continue
-        found = functools.reduce(getattr, key.split('.'), cfg)
-        name = f'{section}.{key}' if section else key
-        raise ConfigError('; '.join([f"'{name}' must be {words}, found {found!r}", *fix]))
+        # a rule may rely on those before it
+        with contextlib.suppress(*[Exception]*bool(wrong)):
+            if key in wrong or test(cfg): continue
+            found = functools.reduce(getattr, key.split('.'), cfg)
+            name = f'{section}.{key}' if section else key
+            wrong[key] = '; '.join([f"'{name}' must be {words}, found {shown(found)}", *fix])
+    raise_all(wrong.values())
 
 # %% ../nbs/02_config.ipynb #0fa9c71d
 def check_conflicts(
     cfg, # a configuration, or one section of it
     rows, # (test of `cfg` that is true where settings exclude each other, what to say: text, or a function of `cfg`)
 ):
-    "Raise `ConfigError` for the first settings that exclude each other"
+    "Raise `ConfigError` for the settings that exclude each other"
+    wrong = []
     for meet,says in rows:
-        if meet(cfg):
-            raise ConfigError(says(cfg) if callable(says) else says)
+        with contextlib.suppress(*[Exception]*bool(wrong)):
+            if meet(cfg): wrong.append(says(cfg) if callable(says) else says)
+    raise_all(wrong)
 
 def section(
     cls, # a dataclass
@@ -239,8 +256,38 @@ def origin(
     if set(re.findall(r'[\w.]*\w', message)) & {*given}: return 'command line'
     if not given: return where
     try: from_dict(cls, finite(parser.parse_object(values).as_dict()))
-    except ConfigError as e: return where if str(e)==message else f'command line, over {where}'
+    except ConfigError as e: return where if message in errors_of(e) else f'command line, over {where}'
     return f'command line, over {where}'
+
+# %% ../nbs/02_config.ipynb #ac24cf17
+def without(tree, key):
+    "A nested mapping without one of its dotted keys"
+    first,_,rest = key.partition('.')
+    if rest and isinstance(tree.get(first), dict): return tree | {first: without(tree[first], rest)}
+    return {k: v for k,v in tree.items() if k!=first}
+
+def without_option(words, key):
+    "Words of the command line without one of its options and its value"
+    at = next(i for i,w in enumerate(words) if w.split('=')[0]==f'--{key}')
+    return words[:at]+words[at+1+('=' not in words[at]):]
+
+def parsed(
+    parse, # takes what was given; raises for the first value that is of another type
+    given, # a nested mapping, or words of the command line
+    drop, # (given, dotted key) → the same without a key
+    types:dict, # dotted key → annotation
+    where:str, # file, or 'command line'
+)->tuple: # values of what could be read or None, and messages of what could not
+    "Values of the right types, and all that are of another one"
+    from jsonargparse import ArgumentError
+    wrong = []
+    while True:
+        try: return parse(given), wrong
+        except (ArgumentError, TypeError) as e: said = str(refused(types, where, e))
+        key = next((k for k in types if f"'{k}' must be" in said), None)
+        wrong.append(said)
+        if key is None or len(wrong)>20: return None, wrong
+        given = drop(given, key)
 
 # %% ../nbs/02_config.ipynb #2a0030cc
 def build_config(
@@ -251,20 +298,23 @@ def build_config(
     prog:str='vadnb', # program name in `--help`
 ): # an instance of `cls`
     "Values and overrides as a checked tree; raises `ConfigError` naming key, expectation and what came"
-    from jsonargparse import ArgumentError
-    check_keys(cls, values, where)
     parser,words = config_parser(cls, prog), list(overrides or [])
     types = {k: key_type(cls, k) for k in config_keys(cls)}
     given = typed_keys(words)
-    for key in given:
-        if key not in types:
-            raise ConfigError(f"command line: unknown option '--{key}'{nearest_key(key, types)}")
-    try: space = parser.parse_object(values)
-    except (ArgumentError, TypeError) as e: raise refused(types, where, e) from None
-    try: space = parser.parse_args(words, namespace=space)
-    except ArgumentError as e: raise refused(types, 'command line', e) from None
+    wrong = [f"command line: unknown option '--{k}'{nearest_key(k, types)}" for k in given if k not in types]
+    try: check_keys(cls, values, where)
+    except ConfigError as e: wrong = errors_of(e)+wrong
+    raise_all(wrong)
+    space,wrong = parsed(parser.parse_object, values, without, types, where)
+    if space is not None:
+        def parse(words): return parser.parse_args(words, namespace=space)
+        space,more = parsed(parse, words, without_option, types, 'command line')
+        wrong += more
+    raise_all(wrong)
     try: return from_dict(cls, finite(space.as_dict()))
-    except ConfigError as e: raise ConfigError(f'{origin(cls, parser, values, given, str(e), where)}: {e}') from None
+    except ConfigError as e:
+        told = [f'{origin(cls, parser, values, given, m, where)}: {m}' for m in errors_of(e)]
+    raise_all(told)
 
 # %% ../nbs/02_config.ipynb #e7f5c1eb
 def shipped_configs()->dict: # name → path

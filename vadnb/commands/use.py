@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['shared_out', 'dealt', 'measured_split', 'measure', 'evaluate_run', 'eval_', 'results_of', 'Prediction', 'twins',
-           'save_shared', 'saved_by_all', 'tell', 'check_inputs', 'warn_of_other_weights', 'predict', 'report',
-           'pictures']
+           'save_shared', 'saved_by_all', 'tell', 'check_inputs', 'check_place', 'warn_of_other_weights', 'predict',
+           'report', 'pictures']
 
 # %% ../../nbs/commands/02_use.ipynb #702473cb
-import dataclasses, sys
+import dataclasses, os, time
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
+from typing import Literal
 from .training import print_metrics
 from .words import bar
 from .words import command
 from .words import complain
 from .words import needed
 from .words import quiet
+from .words import warn
 from ..core import ConfigError
 from ..core import DataError
 from ..core import read_yaml
@@ -140,6 +142,8 @@ class Prediction:
     overlay:bool # also each input with what was found drawn into it
     counts:Counter = field(default_factory=Counter) # results that were 'scored', and those 'lost'
     written:dict = field(default_factory=dict) # path → name of the result it was written for
+    pictures:str = 'all' # of which images of a folder one is drawn: all, worst, none
+    guard:object = None # called with paths before they are written; raises `DataError`
 
     def results(self, path, mine=list):
         "What is said of an input, or of those things in it that `mine` picks, with its source"
@@ -150,7 +154,9 @@ class Prediction:
     def save(self, inputs):
         "Score inputs one after the other → generator of `Saved`"
         from vadnb.results.saving import save_results
-        for path in inputs: yield from save_results(self.results(path), path, self.folder, self.overlay, self.written)
+        for path in inputs:
+            yield from save_results(self.results(path), path, self.folder, self.overlay, self.written, self.pictures,
+                                    self.guard)
 
 # %% ../../nbs/commands/02_use.ipynb #db650d45
 def twins(
@@ -172,13 +178,14 @@ def save_shared(
     processes, # that share what each of them holds
 )->list: # of `Saved`; empty where another process is the main one
     "What all processes say of inputs, in the order in which one would say it"
+    from vadnb.results.saving import Early
     from vadnb.results.saving import save_collections
     from vadnb.results.saving import save_each
     p,res = prediction, []
     mine = lambda items: dealt(items, processes.world, processes.rank)
     for path in inputs:
-        waiting = {}
-        def each(): return list(save_each(p.results(path, mine), p.folder, p.overlay, p.written, waiting))
+        waiting,early = {}, Early(path, p.folder, p.overlay, p.pictures)
+        def each(): return list(save_each(p.results(path, mine), early, p.written, waiting, p.guard))
         parts = processes.to_main((processes.in_all(each), waiting)) or ()
         whole = {}
         for rows,some in parts:
@@ -187,7 +194,7 @@ def save_shared(
             p.counts['lost'] -= len(again)
             res += [r for r in rows if r not in again]
             for together,found in some.items(): whole.setdefault(together, []).extend(found)
-        res += save_collections(whole, path, p.folder, p.overlay, p.written)
+        res += save_collections(whole, early, p.written, p.guard)
     return res
 
 # %% ../../nbs/commands/02_use.ipynb #10bb8ab7
@@ -210,16 +217,19 @@ def saved_by_all(
 def tell(
     found, # (lines, files, error) of what is saved
     counts, # how many were 'scored' and 'lost', when all of `found` is there
-)->int: # exit code
+)->int: # exit code: 0 when all is well, 2 when nothing could be saved, 3 when some could not
     "Print results as they come; what could not be scored is told on stderr, and counted at the end"
-    code = 0
+    some = code = 0
+    start = time.perf_counter()
     for lines,files,error in found:
         if error is not None: code = complain(error); continue
+        some += 1
         for line in lines: print(line)
         print(f"  {', '.join(map(str, files[:6]))}{f' and {len(files)-6} more' if files[6:] else ''}")
-    n = counts['scored']+counts['lost']
+    n,seconds = counts['scored']+counts['lost'], max(time.perf_counter()-start, 1e-9)
+    if counts['scored']>1: print(f"  {counts['scored']} scored in {seconds:.1f} s, {counts['scored']/seconds:.3g} a second")
     if counts['lost'] and n>1: complain(f"{counts['lost']} of {n} could not be scored")
-    return code
+    return 3 if code and some else code
 
 # %% ../../nbs/commands/02_use.ipynb #78538685
 def check_inputs(
@@ -235,14 +245,39 @@ def check_inputs(
         if not Path(path).exists():
             raise DataError(f'{path}: no such file or folder')
 
+def check_place(
+    inputs, # paths
+    out, # folder for the results
+    run, # run folder
+):
+    "Clear away what killed predictions have left; raise `DataError` where results lie already, or cannot be written"
+    from vadnb.results.unfinished import clear_unfinished
+    from vadnb.results.unfinished import through_link
+    out = Path(out)
+    # a run folder may come from a stranger, and so its links
+    link = through_link(run, out) if Path(run) in out.parents else None
+    if link is not None:
+        raise DataError(f'{link}: is a link, which results would be written through; choose another --out')
+    if n := clear_unfinished(out): warn(f'{out}: {n} files of a prediction that was cut off are removed')
+    above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"{out}: cannot be written ({above} is {'no folder' if above.is_file() else 'closed'}); choose "
+                        'another --out')
+    taken = [p.name for p in out.iterdir()] if out.is_dir() else []
+    for path in inputs:
+        stem = Path(path).resolve().name if Path(path).is_dir() else Path(path).stem
+        own = lambda n: (n==stem or n.startswith(f'{stem}.')) and not (out/n).samefile(path)
+        if held := [n for n in taken if own(n)]:
+            raise DataError(f'{out/held[0]}: results of {path} lie there, and nothing is written over; choose another '
+                            '--out, or remove them')
+
 def warn_of_other_weights(
     system, # as `load_run` gives it
     folder, # its checkpoint
 ):
     "Evaluation sets thresholds, and a checkpoint between two evaluations holds those of older weights"
     if system.calibrated_at is None or folder.name==f'step-{system.calibrated_at:06d}': return
-    print(f'vadnb: warning: {folder.name} was not evaluated; its thresholds are those of step {system.calibrated_at}',
-          file=sys.stderr)
+    warn(f'{folder.name} was not evaluated; its thresholds are those of step {system.calibrated_at}')
 
 # %% ../../nbs/commands/02_use.ipynb #1d2abd19
 @command
@@ -252,19 +287,31 @@ def predict(
     which:str='best', # checkpoint: best, last or step-000100
     out:str='', # folder for the results; default: <run>/predictions
     overlay:bool=False, # also write each input with what was found drawn into it
+    pictures:Literal['all', 'worst', 'none']='all', # panels of the images of a folder: all, the 48 worst, or none
     overrides:list=(), # configuration keys
-)->int: # 0 when everything was scored, 2 otherwise
+)->int: # 0 when everything was scored, 3 when some inputs were damaged, 2 when nothing was saved
     "Score videos or images with a trained run: JSON, CSV, pictures and maps"
     quiet()
+    out = out or Path(run)/'predictions'
     # a model takes its time to load; of a run that is not there `load_run` speaks first
-    if Path(needed('run', run)).exists(): check_inputs(inputs)
+    if Path(needed('run', run)).exists():
+        check_inputs(inputs)
+        if os.environ.get('WORLD_SIZE', '1')=='1': check_place(inputs, out, run)
+    from vadnb.results.unfinished import Unfinished
     from vadnb.systems.registry import load_run
     system,folder = load_run(run, which, overrides)
     processes = shared_out(system.cfg)
     system.to(processes.device)
     if processes.main: warn_of_other_weights(system, folder)
-    prediction = Prediction(system, folder.name, out or Path(run)/'predictions', overlay)
-    return tell(*saved_by_all(prediction, inputs, processes))
+    if processes.world>1: processes.in_main(lambda: check_place(inputs, out, run))
+    unfinished = Unfinished(out)
+    prediction = Prediction(system, folder.name, out, overlay, pictures=pictures, guard=unfinished)
+    try: code = tell(*saved_by_all(prediction, inputs, processes))
+    except BaseException:
+        unfinished.break_off()
+        raise
+    unfinished.end()
+    return code
 
 # %% ../../nbs/commands/02_use.ipynb #0ec894b0
 @command

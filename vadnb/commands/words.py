@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'EXPLAINED', 'OPEN', 'command', 'parameter_comments', 'parameter_types', 'option_names', 'open_parameter',
-           'command_parser', 'call_with_words', 'part_words', 'complain', 'needed', 'quiet', 'bar']
+           'command_parser', 'call_with_words', 'part_words', 'complain', 'needed', 'warn', 'quiet', 'bar']
 
 # %% ../../nbs/commands/00_words.ipynb #721cfc13
 import inspect, os, re, sys, typing, warnings
@@ -13,6 +13,7 @@ from ..config import refused
 from ..config import shipped_configs
 from ..core import ConfigError
 from ..core import did_you_mean
+from ..strangers import plain_text
 
 # %% ../../nbs/commands/00_words.ipynb #f8aa1ea7
 COMMANDS = {} # name → function
@@ -120,7 +121,7 @@ def complain(
 )->int: # exit code of a user's error
     "One line on stderr"
     line = ' '.join(str(message).split())
-    print('vadnb: error: '+''.join(c if c.isprintable() else '?' for c in line), file=sys.stderr)
+    print('vadnb: error: '+plain_text(line), file=sys.stderr)
     return 2
 
 def needed(
@@ -134,12 +135,18 @@ def needed(
     raise ConfigError(f"command line: '--{name}' is missing; give {hint}")
 
 # %% ../../nbs/commands/00_words.ipynb #641c948a
+def warn(
+    message, # text, or a warning
+):
+    "One line on stderr that ends nothing"
+    print('vadnb: warning: '+plain_text(' '.join(str(message).split())), file=sys.stderr)
+
 def quiet():
     "Silence what libraries say about themselves; warnings of our own come through"
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
     def show(message, category, *_, **__):
-        if category.__module__.startswith('vadnb'): print(f'vadnb: warning: {message}', file=sys.stderr)
+        if category.__module__.startswith('vadnb'): warn(message)
     warnings.showwarning = show
 
 def bar(

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from ..core import ConfigError, DataError, DataWarning, did_you_mean, is_number, is_whole, joined, read_json
 from ..core import read_text, write_json
+from ..strangers import shown
 from .annotation import AnnotatedVideo, video_name
 from .plain_pickle import read_plain_pickle
 from .tracks import check_box, check_fields
@@ -100,7 +101,7 @@ def from_xd_annotation(
         if xd_labels(name, where)!=('Normal',):
             raise DataError(f'{where}: is not labelled A; give only normal videos, the others stand in {path}')
         if n is not None and (not is_whole(n) or n<1):
-            raise DataError(f'{where}: has {n!r} frames; give a whole number, or names alone')
+            raise DataError(f'{where}: has {shown(n)} frames; give a whole number, or names alone')
         add(name, AnnotatedVideo('Normal', (), None if n is None else int(n)), where)
     if not any(v['class']=='Normal' for v in res.values()):
         warnings.warn(f'{path}: no normal video is given, so false alarms cannot be counted; '
@@ -134,12 +135,12 @@ def _box_row(
 )->tuple[int,list]: # frame from 0, normalised box
     "One checked row of a box file, or `DataError`"
     if not isinstance(row, (list, tuple)) or len(row)!=5 or not isinstance(row[0], str):
-        raise DataError(f'{where}: must be [picture, x1, y1, x2, y2], found {row!r:.80}')
+        raise DataError(f'{where}: must be [picture, x1, y1, x2, y2], found {shown(row, 80)}')
     m = re.search(r'(\d+)$', PurePosixPath(row[0]).stem)
     if not m or int(m[1])<1:
         raise DataError(f"{where}: the picture '{row[0]:.80}' must end with its frame number, counted from 1")
     if not all(map(is_number, row[1:])):
-        raise DataError(f'{where}: {row[1:]!r:.80} must be four numbers in pixels')
+        raise DataError(f'{where}: {shown(row[1:], 80)} must be four numbers in pixels')
     h,w = size
     return int(m[1])-1, check_box([round(v/s, 4) for v,s in zip(row[1:], (w, h, w, h))],
         f"{where}, frame {int(m[1])}, {row[1:]} on a grid of {w}x{h}")
@@ -158,7 +159,7 @@ def read_box_pickle(
         raise DataError(f'{path}: holds no video')
     for key,rows in data.items():
         if not isinstance(key, str) or not isinstance(rows, list) or not rows:
-            raise DataError(f'{path}, {key!r:.80}: must be a video name with a list of rows, found {rows!r:.60}')
+            raise DataError(f'{path}, {shown(key, 80)}: must be a video name with a list of rows, found {shown(rows)}')
         name,found = video_name(key),{}
         if name in res:
             raise DataError(f"{path}: '{name}' is listed twice; keep one entry per video")
@@ -193,15 +194,15 @@ def _narration(
     check_fields(item, where, ('duration', 'timestamps', 'sentences'))
     duration,times,texts = item['duration'],item['timestamps'],item['sentences']
     if not number(duration):
-        raise DataError(f'{where}, duration: must be seconds, found {duration!r:.40}')
+        raise DataError(f'{where}, duration: must be seconds, found {shown(duration, 40)}')
     if not isinstance(times, list) or not isinstance(texts, list) or not texts or len(times)!=len(texts):
         raise DataError(f'{where}: timestamps and sentences must be lists of the same length, at least 1')
     for j,(t,text) in enumerate(zip(times, texts)):
         if not isinstance(t, list) or len(t)!=2 or not all(map(number, t)) or t[1]<t[0]:
             raise DataError(f'{where}, timestamps[{j}]: must be [start, end] in seconds '
-                            f'with the end not before the start, found {t!r:.60}')
+                            f'with the end not before the start, found {shown(t)}')
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f'{where}, sentences[{j}]: must be text, found {text!r:.60}')
+            raise DataError(f'{where}, sentences[{j}]: must be text, found {shown(text)}')
     told = sorted((float(s), float(e), text.strip()) for (s,e),text in zip(times, texts))
     return Narration(float(duration), tuple(told))
 

@@ -6,12 +6,13 @@
 __all__ = ['decord_trial', 'swscale_words', 'PyavFrames', 'decord_fault', 'DecordFrames', 'FolderFrames']
 
 # %% ../../nbs/data/09_frame_sources.ipynb #1d882531
-import re, subprocess, sys
+import re, subprocess
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import DataError
 from ..core import VideoError
+from ..strangers import alone
 from .container import opened
 from .container import regular_file
 from .container import upright
@@ -118,7 +119,7 @@ def decord_fault(
     "Try decord on a file in a process that can be killed, and compare with PyAV"
     n = source.frames
     wanted = np.unique([0, n//2, n-1])
-    command = [sys.executable, '-c', decord_trial, str(source.path.absolute()), *map(str, wanted)]
+    command = alone(decord_trial, source.path.absolute(), *wanted)
     try: r = subprocess.run(command, capture_output=True, timeout=seconds, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired: return f'it did not answer within {seconds:g} s'
     if r.returncode:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import VideoError
+from ..strangers import alone
 from .decoding import frame_rate
 from .decoding import frame_seconds
 from .frame_sources import DecordFrames
@@ -288,10 +289,8 @@ def info(self:VideoReader)->VideoInfo: # problems included
 
 # %% ../../nbs/data/10_video.ipynb #074b2748
 _probe_script = '''
-import sys, json
-sys.path[:0] = [sys.argv[1]]
 from vadnb.data.video import probe
-print(json.dumps(probe(sys.argv[2], **json.loads(sys.argv[3])).__dict__))
+print(json.dumps(probe(sys.argv[1], **json.loads(sys.argv[2])).__dict__))
 '''
 
 def probe(
@@ -306,9 +305,7 @@ def probe(
         if decode and (reader._source.facts is None or reader._source.facts.keys is not None):
             for n,_ in enumerate(reader._source.read(None), 1): pass
         return _info(reader)
-    import vadnb
-    args = [str(Path(vadnb.__file__).parents[1]), str(path), json.dumps(dict(decode=decode, **kwargs))]
-    command = [sys.executable, '-c', _probe_script, *args]
+    command = alone(_probe_script, path, json.dumps(dict(decode=decode, **kwargs)))
     try: r = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise VideoError(f'{path}: could not be probed within {seconds:g} s; re-encode it or leave it out') from None

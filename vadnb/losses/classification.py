@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from ..core import ConfigError
 from ..core import DataError
+from ..strangers import shown
 from .contrastive import world_size
 from ..models.aggregate import at_least_float32
 
@@ -76,7 +77,7 @@ def classification_loss(
     "Cross-entropy of exclusive classes: smoothed, weighted, focal. Raises `ConfigError`, `DataError`"
     for (name,holds,wanted),value in zip(LOSS_RULES, (smoothing, gamma, reduction)):
         if not holds(value):
-            raise ConfigError(f'{name}: {value!r} must be {wanted}')
+            raise ConfigError(f'{name}: {shown(value)} must be {wanted}')
     if weight is not None and weight.shape!=logits.shape[-1:]:
         raise ConfigError(f'weight: {tuple(weight.shape)} must be ({logits.shape[-1]},), one for each class')
     cost,weights = loss_terms(logits, labels, weight, smoothing, gamma, ignore_index)
@@ -90,7 +91,7 @@ def class_balanced_weights(
 )->Tensor: # (C,) float32, sum C, on the device of `counts`
     "Inverse effective number of samples. Raises `ConfigError`, and `DataError` for a class without a sample"
     if not 0<=beta<1:
-        raise ConfigError(f'beta: {beta!r} must be from 0 to below 1')
+        raise ConfigError(f'beta: {shown(beta)} must be from 0 to below 1')
     n = torch.as_tensor(counts)
     if n.ndim!=1 or n.is_floating_point() or not len(n):
         raise DataError(f'counts: must be (C,) whole numbers, found {n.dtype} of shape {tuple(n.shape)}')

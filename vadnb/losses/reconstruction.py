@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..core import ConfigError, did_you_mean
+from ..strangers import shown
 from ..models.aggregate import at_least_float32
 
 # %% ../../nbs/losses/32_reconstruction.ipynb #2f2e8f61
@@ -68,17 +69,17 @@ def criterion_rows(
 )->dict: # name -> (type, weight)
     "The losses of a configuration, in their order"
     if isinstance(spec, dict): spec = [dict(name=k, type=k, kwargs=dict(weight=v)) for k,v in spec.items()]
-    if not isinstance(spec, list) or not spec: raise ConfigError(f'criterion: {spec!r} names no loss; write for instance {{FeatureMSELoss: 1.0}}')
+    if not isinstance(spec, list) or not spec: raise ConfigError(f'criterion: {shown(spec)} names no loss; write for instance {{FeatureMSELoss: 1.0}}')
     res = {}
     for i,row in enumerate(spec):
-        if not isinstance(row, dict) or not {'type'}<=set(row)<={'name', 'type', 'kwargs'}: raise ConfigError(f'criterion[{i}]: {row!r} must hold type, and may hold name and kwargs')
+        if not isinstance(row, dict) or not {'type'}<=set(row)<={'name', 'type', 'kwargs'}: raise ConfigError(f'criterion[{i}]: {shown(row)} must hold type, and may hold name and kwargs')
         kind,kwargs = row['type'],row.get('kwargs') or {}
         name = row.get('name', kind)
         if not isinstance(kind, str) or kind not in LOSSES: raise ConfigError(f"criterion[{i}].type: '{kind}' is unknown; use {', '.join(LOSSES)}{did_you_mean(kind, LOSSES)}")
-        if not isinstance(kwargs, dict) or set(kwargs)-{'weight'}: raise ConfigError(f'criterion[{i}].kwargs: {kwargs!r}; only weight can be set')
+        if not isinstance(kwargs, dict) or set(kwargs)-{'weight'}: raise ConfigError(f'criterion[{i}].kwargs: {shown(kwargs)}; only weight can be set')
         w = kwargs.get('weight', 1.)
-        if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0<w<math.inf: raise ConfigError(f'criterion[{i}].weight: {w!r} is not a positive number; take the loss out if it should not count')
-        if not isinstance(name, str) or name in res or name=='loss': raise ConfigError(f"criterion[{i}].name: {name!r} is not a name of its own; give each loss another one, and none `loss`")
+        if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0<w<math.inf: raise ConfigError(f'criterion[{i}].weight: {shown(w)} is not a positive number; take the loss out if it should not count')
+        if not isinstance(name, str) or name in res or name=='loss': raise ConfigError(f"criterion[{i}].name: {shown(name)} is not a name of its own; give each loss another one, and none `loss`")
         res[name] = (kind, float(w))
     return res
 

@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import NamedTuple
 import numpy as np
 from ..core import ConfigError, DataError, MetricWarning
+from ..strangers import shown
 from .matching import Segments
 from .ranking import first_names
 
@@ -60,7 +61,7 @@ def _row_to_blame(
             except (TypeError, ValueError): good = False
             if not good:
                 raise DataError(f"detections of '{name}': a row must be (label, start, end, score) "
-                                f'with finite numbers, got {row!r}')
+                                f'with finite numbers, got {shown(row)}')
 
 def _detection_columns(
     detections:dict, # video -> (label, start, end, score) rows
@@ -92,7 +93,7 @@ def _judged_videos(
 )->list: # names in order
     "Names of the videos whose detections are judged"
     if unknown not in ('error', 'drop', 'count'):
-        raise ConfigError(f"unknown is {unknown!r}; it must be 'error', 'drop' or 'count'")
+        raise ConfigError(f"unknown is {shown(unknown)}; it must be 'error', 'drop' or 'count'")
     strange = sorted(detections.keys()-known)
     nameless = [n for n in strange if n not in set_aside]
     if nameless and unknown=='error':

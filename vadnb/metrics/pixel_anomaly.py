@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 from fastcore.basics import patch
 from ..core import DataError, MetricWarning
+from ..strangers import shown
 from .anomaly_maps import component_runs, falling_key, image_scores, key_score
 from .ranking import average_precision, best_f1, check_same_names, first_names, ranked_counts, roc_auc
 
@@ -139,7 +140,7 @@ def _checked(
     if not np.isfinite(x).all():
         raise DataError(f"map of '{name}': {int((~np.isfinite(x)).sum())} of {x.size} pixels are NaN or infinite")
     if label is not None and label not in (0, 1):
-        raise DataError(f"label of '{name}': {label!r}; it must be 0 (good) or 1 (defective)")
+        raise DataError(f"label of '{name}': {shown(label)}; it must be 0 (good) or 1 (defective)")
     if mask is None:
         if label is None:
             raise DataError(f"'{name}': neither a mask nor a label; give one of them")
@@ -160,14 +161,14 @@ class JudgedImages:
         pool, # window of 'max', pixels
     ):
         if image_score not in ('max', 'mean', 'std'):
-            raise ValueError(f"image_score is {image_score!r}; "
+            raise ValueError(f"image_score is {shown(image_score)}; "
                              "it must be 'max', 'mean', 'std' or a score for every name")
         self.image_score,self.pool,self.names,self.classes = image_score,pool,set(),[]
         self.cls,self.labels,self.masks,self.scores = [],[],[],[]
     def _image_score(self, name, map, score):
         if score is None: res = image_scores(map, self.pool)
         elif not np.isfinite(score):
-            raise DataError(f"image_score of '{name}': {score!r} is not a finite number")
+            raise DataError(f"image_score of '{name}': {shown(score)} is not a finite number")
         else: res = {'given': float(score)}
         if self.scores and res.keys()!=self.scores[0].keys():
             raise DataError(f"image_score of '{name}': give a score for every image or for none")

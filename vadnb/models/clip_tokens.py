@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
+from ..strangers import shown
 
 # %% ../../nbs/models/16_clip_tokens.ipynb #a78d8089
 def read_bpe(
@@ -32,8 +33,8 @@ def read_bpe(
         raise DataError(f'{path}: the CLIP vocabulary cannot be read ({e.strerror or e})') from None
     merges = [tuple(l.split()) for l in lines[1:49152-256-2+1]]
     # bytes that print stand for themselves, the other 68 are moved to code points from 256 on
-    shown = [*range(ord('!'), ord('~')+1), *range(ord('¡'), ord('¬')+1), *range(ord('®'), ord('ÿ')+1)]
-    symbols = [chr(b) for b in shown] + [chr(256+i) for i in range(256-len(shown))]
+    printed = [*range(ord('!'), ord('~')+1), *range(ord('¡'), ord('¬')+1), *range(ord('®'), ord('ÿ')+1)]
+    symbols = [chr(b) for b in printed] + [chr(256+i) for i in range(256-len(printed))]
     entries = symbols + [s+'</w>' for s in symbols] + [a+b for a,b in merges] + ['<|startoftext|>','<|endoftext|>']
     return {s:i for i,s in enumerate(entries)}, merges
 
@@ -66,7 +67,7 @@ class ClipTokenizer:
     )->list: # its ids with start and end token, of any length
         "The whole caption; `len(ids(text))` is what a token budget is checked against"
         if not isinstance(text, str):
-            raise DataError(f'caption: text is needed, found {type(text).__name__} ({text!r})')
+            raise DataError(f'caption: text is needed, found {type(text).__name__} ({shown(text)})')
         return self.tokenizer(clean_text(text))['input_ids']
 
     def __call__(self,

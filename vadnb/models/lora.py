@@ -19,6 +19,7 @@ from torch import Tensor
 from torch import nn
 from ..core import CheckpointError
 from ..core import ConfigError
+from ..strangers import shown
 
 # %% ../../nbs/models/34_lora.ipynb #b0cdc083
 PARTS = dict(
@@ -83,7 +84,7 @@ def places(
     linear = [n for n,m in model.named_modules() if isinstance(m, nn.Linear)]
     res = [n for n in linear if options.wants(n)]
     if not res:
-        raise ConfigError(f"lora targets: {options.targets!r:.120} fits none of the model's {len(linear)} matrices, "
+        raise ConfigError(f"lora targets: {shown(options.targets, 120)} fits none of the model's {len(linear)} matrices, "
                           "such "
                           f"as '{linear[0] if linear else None}'; expressions are compared with the whole path")
     return res
@@ -199,11 +200,11 @@ def read_options(
     kind = config.get('peft_type') if isinstance(config, dict) else type(config).__name__
     if kind=='TRAINABLE_TOKENS': return
     if kind!='LORA':
-        raise CheckpointError(f"{where}: 'peft_type' must be LORA, found {kind!r}; other adapters are not read")
+        raise CheckpointError(f"{where}: 'peft_type' must be LORA, found {shown(kind)}; other adapters are not read")
     off = lambda k, v: v in (None, False, 'none') or v in ([], {})
     for key,value in config.items():
         if key not in TOLD and key not in HELD and not off(key, value):
-            raise CheckpointError(f"{where}: '{key}' is {value!r:.60}, which is not supported; merge the adapter where "
+            raise CheckpointError(f"{where}: '{key}' is {shown(value)}, which is not supported; merge the adapter where "
                                   'it was trained, and give the merged model')
     lost = [k for k in ('r', 'lora_alpha', 'target_modules') if not config.get(k)]
     if lost:

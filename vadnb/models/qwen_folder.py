@@ -20,6 +20,7 @@ from ..core import read_text
 from ..core import unwritten
 from ..core import write_atomic
 from ..core import write_json
+from ..strangers import shown
 
 # %% ../../nbs/models/37_qwen_folder.ipynb #bcc8f524
 def local_folder(
@@ -49,7 +50,7 @@ def check_family(
     "Which of the known families a configuration is of. Raises `CheckpointError` for others"
     kind = config.get('model_type') if isinstance(config, dict) else None
     if kind not in FAMILIES:
-        raise CheckpointError(f"{where}: model_type {kind!r:.60} is not supported ({', '.join(FAMILIES)} are): other "
+        raise CheckpointError(f"{where}: model_type {shown(kind)} is not supported ({', '.join(FAMILIES)} are): other "
                               "models "
                               'take positions and visual tokens in another way and would be silently wrong')
     return kind

@@ -15,6 +15,7 @@ from ..core import DataError
 from ..core import VideoError
 from ..core import write_atomic
 from ..core import write_json
+from ..strangers import inert
 from ..pictures import clock
 from ..pictures import time_axis
 from ..plots import INK
@@ -278,7 +279,7 @@ def table(self:ActionPrediction)->str: # CSV text
     rows.writerow(['label', 'start', 'end', 'score', 'meant', 'start_frame', 'end_frame'])
     for r in self.surest(len(self.scores)):
         times = (f'{t:.3f}' for t in r['seconds'])
-        rows.writerow([r['label'], *times, f"{r['score']:.6f}", int(r['score']>=self.threshold), r['start'], r['end']])
+        rows.writerow([inert(r['label']), *times, f"{r['score']:.6f}", int(r['score']>=self.threshold), r['start'], r['end']])
     return text.getvalue()
 
 # %% ../../nbs/results/18_actions.ipynb #f346f18b

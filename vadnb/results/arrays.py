@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from ..core import DataError
 from ..core import inside
+from ..strangers import shown
 from .fields import file_name
 from .fields import listed
 from .fields import record_keys
 from .fields import sha256
-from .fields import shown
 from .fields import text
 from .fields import whole
 

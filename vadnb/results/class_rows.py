@@ -10,10 +10,12 @@ import csv, io, json
 import numpy as np
 from ..core import DataError
 from ..core import read_text
+from ..strangers import cell_text
+from ..strangers import inert
+from ..strangers import shown
 from .fields import number
 from .fields import plain
 from .fields import record_keys
-from .fields import shown
 from .fields import text
 from .fields import whole
 from .layers import Classes
@@ -50,8 +52,8 @@ def as_csv(
     "Rows as a table"
     out = io.StringIO()
     lines = csv.writer(out, lineterminator='\n')
-    lines.writerow([*HEAD, *rows[0]['probabilities']])
-    for r in rows: lines.writerow([*(r.get(k, '') for k in HEAD), *r['probabilities'].values()])
+    lines.writerow(map(inert, [*HEAD, *rows[0]['probabilities']]))
+    for r in rows: lines.writerow(map(inert, [*(r.get(k, '') for k in HEAD), *r['probabilities'].values()]))
     return out.getvalue()
 
 # %% ../../nbs/results/23_class_rows.ipynb #19b4e765
@@ -93,7 +95,7 @@ def table_rows(
 ): # generator of (place, row)
     "Rows of a table; raises `DataError`"
     lines = csv.reader(io.StringIO(read_text(path), newline=''))
-    head,n = next(lines, []), len(HEAD)
+    head,n = [*map(cell_text, next(lines, []))], len(HEAD)
     if tuple(head[:n])!=HEAD or len(head)==n:
         raise DataError(f"{path}: the first line must be {','.join(HEAD)} and the classes, found "
                         f"{shown(','.join(head))}")
@@ -104,7 +106,7 @@ def table_rows(
         if not cells: continue
         if len(cells)!=len(head):
             raise DataError(f'{at}: must have {len(head)} cells, found {len(cells)}')
-        row = {k: v for k,v in zip(HEAD, cells) if v or k!='true_class'}
+        row = {k: cell_text(v) for k,v in zip(HEAD, cells) if v or k!='true_class'}
         row |= {k: _cell(row[k], kind, f'{at}, {k}') for k,kind in zip(HEAD[1:5], (int, int, float, float))}
         row['probability'] = _cell(row['probability'], float, f'{at}, probability')
         yield at, row | dict(probabilities={c: _cell(v, float, f'{at}, {c}') for c,v in zip(head[n:], cells[n:])})

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from fastcore.basics import patch
 from ..core import DataError
+from ..strangers import shown
 from ..data.anomaly_images import to_rgb
 from ..data.bit_depth import own_bits
 from ..data.image_files import open_image
@@ -80,7 +81,7 @@ def check(self:ImagePrediction):
                                'look for the cause in the model'),
         (np.isfinite(self.score), f'the score is {self.score}; look for the cause in the model'),
         (isinstance(self.stride, (int, np.integer)) and self.stride>0,
-         f'stride must be a number of pixels, found {self.stride!r}'),
+         f'stride must be a number of pixels, found {shown(self.stride)}'),
         (isinstance(self.thresholds, Thresholds),
          f'thresholds must be Thresholds, found {type(self.thresholds).__name__}')]:
         if not ok:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from dataclasses import fields
 import numpy as np
 from ..core import DataError
+from ..strangers import shown
 from .fields import known
 from .fields import listed
 from .fields import number
 from .fields import numbers
 from .fields import plain
 from .fields import record_keys
-from .fields import shown
 from .fields import text
 from .fields import whole
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from ..core import DataError
 from ..core import did_you_mean
+from ..strangers import shown
 from ..pictures import as_heat
 from ..pictures import as_frame
 from ..plots import GRID
@@ -53,7 +54,7 @@ class Case:
         if self.mask is not None and self.mask.ndim!=2:
             raise DataError(f'{at}: a mask must be (H, W), found {self.mask.shape}')
         if self.label not in (None, 0, 1):
-            raise DataError(f'{at}: label {self.label!r} must be 0 (good), 1 (defective) or None')
+            raise DataError(f'{at}: label {shown(self.label)} must be 0 (good), 1 (defective) or None')
 
     @property
     def size(self)->tuple: # (height, width) of the extent

@@ -18,6 +18,7 @@ from ..core import VideoError
 from ..core import read_json
 from ..core import write_atomic
 from ..core import write_json
+from ..strangers import shown
 from ..data.video import write_video
 from ..plots import figure_bytes
 from ..plots import save_figure
@@ -30,7 +31,6 @@ from .fields import number
 from .fields import record_keys
 from .fields import relative_name
 from .fields import sha256
-from .fields import shown
 from .fields import text
 from .fields import whole
 from .lanes import lane_figure

@@ -13,6 +13,7 @@ from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import is_number
 from ..core import is_whole
+from ..strangers import shown
 from ..metrics.detection_tables import detection_tables
 from ..metrics.matching import match_pairs
 from ..metrics.matching import overlapping_pairs
@@ -46,7 +47,7 @@ class SegmentThreshold:
         for k,holds,wanted in THRESHOLD_RULES:
             v = getattr(self, k)
             if not holds(v):
-                raise ConfigError(f'segment threshold, {k}: {v!r} is no {wanted}')
+                raise ConfigError(f'segment threshold, {k}: {shown(v)} is no {wanted}')
 
     @property
     def f1(self)->float: # harmonic mean of precision and recall

@@ -9,6 +9,7 @@ __all__ = ['ClassTemperature', 'class_temperature', 'as_temperature']
 from dataclasses import dataclass
 from ..core import ConfigError
 from ..core import is_number
+from ..strangers import shown
 from ..metrics.classification import calibration_error
 from ..metrics.classification import checked_scores
 from ..metrics.classification import fit_temperature
@@ -31,7 +32,7 @@ class ClassTemperature:
         for k in ('temperature', 'error_before', 'error_after'):
             v = getattr(self, k)
             if not is_number(v) or v<0:
-                raise ConfigError(f'class temperature, {k}: {v!r} is no finite number of 0 or more')
+                raise ConfigError(f'class temperature, {k}: {shown(v)} is no finite number of 0 or more')
         if not self.temperature:
             raise ConfigError('class temperature, temperature: must be above 0')
 

@@ -16,6 +16,7 @@ from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
 from ..core import MetricWarning
+from ..strangers import shown
 from ..metrics.anomaly_maps import falling_key
 from ..metrics.anomaly_maps import key_score
 from ..pictures import as_heat
@@ -29,7 +30,7 @@ def checked_rate(
 )->Fraction: # exactly the number that was written
     "A share between 0 and 1, or `ConfigError`"
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 0<rate<1:
-        raise ConfigError(f'{name}: {rate!r} is not a share of good images; '
+        raise ConfigError(f'{name}: {shown(rate)} is not a share of good images; '
                           'give a number above 0 and below 1, such as 0.01')
     # (n+1)*(1-rate) in floats can land on the wrong side of a whole number
     return Fraction(repr(float(rate)))

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from ..core import VideoError
 from ..core import write_atomic
 from ..core import write_json
+from ..strangers import inert
 from ..pictures import clock
 from ..plots import save_figure
 from ..pictures import timeline
@@ -86,7 +87,7 @@ def table(self:VideoPrediction)->str: # CSV text
     "One row per frame: its number, its time, its score and the probability of every class"
     text = io.StringIO()
     rows = csv.writer(text, lineterminator='\n')
-    rows.writerow(['frame', 'seconds', 'score', *self.classes])
+    rows.writerow(['frame', 'seconds', 'score', *map(inert, self.classes)])
     for i,(s,p) in enumerate(zip(self.scores.tolist(), self.probabilities.tolist())):
         rows.writerow([i, f'{i/self.fps:.3f}', f'{s:.6f}', *(f'{v:.6f}' for v in p)])
     return text.getvalue()

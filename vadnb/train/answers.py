@@ -8,6 +8,7 @@ __all__ = ['checked_losses', 'checked_scan', 'figures']
 # %% ../../nbs/train/62_answers.ipynb #005dd420
 import torch
 from ..core import ConfigError
+from ..strangers import shown
 
 # %% ../../nbs/train/62_answers.ipynb #c12e3ceb
 def checked_losses(
@@ -51,5 +52,5 @@ def figures(
     for key,value in found.items():
         try: res[key] = float(value)
         except (TypeError, ValueError):
-            raise ConfigError(f"{name}: '{key}' is {value!r:.60}; it has to be a number") from None
+            raise ConfigError(f"{name}: '{key}' is {shown(value)}; it has to be a number") from None
     return res

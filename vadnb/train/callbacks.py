@@ -15,7 +15,6 @@ from ..core import ConfigError
 from ..core import DataError
 from ..core import VadnbError
 from ..core import append_jsonl
-from ..core import read_jsonl
 from ..core import write_atomic
 from ..plots import save_figure
 from .card import beside_parts
@@ -27,6 +26,7 @@ from .checkpoint import remove_old
 from .checkpoint import save_checkpoint
 from .going_on import loop_state
 from .going_on import process_state
+from .log_rows import read_log
 from .optim import AveragedWeights
 from .run_folder import plain_name
 
@@ -62,13 +62,15 @@ class RunLog:
     def __init__(self,
         path, # the file, or None to keep rows in memory only
         main:bool=True, # whether this is the main process
-    ): self.path,self.main,self.rows,self.listeners = path and Path(path),main,[],[]
+        before=None, # called before each row, to raise where none may be written
+    ): self.path,self.main,self.rows,self.listeners,self.before = path and Path(path),main,[],[],before
 
     def row(self, kind, step, **values):
         "Write one row and hand it to the listeners"
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k,v in values.items()}
         row = dict(kind=kind, step=step, **values)
         if not self.main: return row
+        if self.before: self.before()
         self.rows.append(row)
         if self.path: append_jsonl(self.path, row)
         for f in self.listeners: f(row)
@@ -80,10 +82,15 @@ class RunLog:
 
     def rewind(self, step):
         "Forget what happened after `step`; the file is replaced in one step"
-        if not (self.main and self.path and self.path.exists()): return
+        if not (self.main and self.path and self.path.is_file()): return
         # a finished run that is trained on has an end row at this very step, which is no end any more
-        self.rows = [r for r in read_jsonl(self.path) if r['step']<=step and r['kind']!='end']
-        write_atomic(self.path, ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in self.rows))
+        self.rows = [r for r in read_log(self.path) if r['step']<=step and r['kind']!='end']
+        self.rewrite()
+
+    def rewrite(self):
+        "Replace the file by the rows"
+        if self.main and self.path:
+            write_atomic(self.path, ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in self.rows))
 
 # %% ../../nbs/train/53_callbacks.ipynb #a040fb96
 def rates(
@@ -225,7 +232,12 @@ class Checkpoints(Callback):
         for name,step in [('best', L.callback(Evaluate).best_step), ('last', max(held, default=None))]:
             if L.main and step in held: point(L.run, name, held[step])
         if L.main and L.callback(Evaluate).best_step is None: (L.run/'best').unlink(missing_ok=True)
-        if L.main: remove_old(L.run, L.cfg.train.keep or 0)
+        if not L.main: return
+        remove_old(L.run, L.cfg.train.keep or 0)
+        # a kill between a checkpoint and its row
+        path,rows = f'checkpoints/{held[L.step].name}' if L.step in held else None, L.log.rows
+        if path and not any(r['kind']=='checkpoint' and r['step']==L.step for r in rows):
+            L.log.row('checkpoint', L.step, path=path)
 
     def after_step(self):
         L = self.learner
@@ -235,6 +247,8 @@ class Checkpoints(Callback):
 
     def save(self):
         L = self.learner
+        # a folder that was taken away would be made again, with half of a run in it
+        L.processes.in_main(L.folder.check_there)
         parts = system_parts(L.system) | dict(state=loop_state(L, L.processes.from_all(process_state(L))))
         if L.cfg.train.ema: parts['ema'] = L.callback(Averaging).weights.average
         beside = beside_parts(L.system, L.data, L.cfg.system)

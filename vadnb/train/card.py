@@ -15,6 +15,7 @@ from torch import nn
 from .. import __version__
 from ..core import CheckpointError
 from ..core import read_json
+from ..strangers import shown
 from .checkpoint import load_weights
 from .checkpoint import read_part
 from .optim import AveragedWeights
@@ -30,7 +31,7 @@ def check_part_name(
 ):
     "Raise `CheckpointError` for a name that is no plain file name or is taken"
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z][\w-]{0,63}', name):
-        raise CheckpointError(f'{where}: {name!r:.80} cannot be the name of a part; use letters, digits, _ and -')
+        raise CheckpointError(f'{where}: {shown(name, 80)} cannot be the name of a part; use letters, digits, _ and -')
     if name in TAKEN:
         raise CheckpointError(f"{where}: a part cannot be called '{name}', which the loop writes itself")
 
@@ -41,7 +42,7 @@ def check_file_name(
 ):
     "Raise `CheckpointError` for a name that is no plain file name or takes the place of another file"
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z][\w.-]{0,63}', name):
-        raise CheckpointError(f'{where}: {name!r:.80} cannot be the name of a file; use letters, digits, _, - and .')
+        raise CheckpointError(f'{where}: {shown(name, 80)} cannot be the name of a file; use letters, digits, _, - and .')
     stem,_,ending = name.rpartition('.')
     if stem in TAKEN or stem in parts and ending in ('safetensors', 'json'):
         raise CheckpointError(f"{where}: a file cannot be called '{name}', which belongs to the checkpoint itself")
@@ -72,7 +73,7 @@ def known_facts(
 )->dict: # the same
     "Raise `CheckpointError` for facts that a system does not read"
     if not isinstance(facts, dict):
-        raise CheckpointError(f'facts: must be a mapping, found {facts!r:.60}; take the card from the run again')
+        raise CheckpointError(f'facts: must be a mapping, found {shown(facts)}; take the card from the run again')
     if strange := [k for k in facts if k not in names]:
         raise CheckpointError(f"facts.{strange[0]!s:.60}: is unknown; this system knows {', '.join(names)}; take the "
                               'card from the run again, or the version of vadnb that wrote it')
@@ -174,10 +175,10 @@ def read_card(
     card = read_json(file, CheckpointError)
     if not isinstance(card, dict) or card.get('format')!=FORMAT:
         found = card.get('format') if isinstance(card, dict) else card
-        raise CheckpointError(f"{file}: 'format' must be {FORMAT}, found {found!r:.80}; another version wrote it")
+        raise CheckpointError(f"{file}: 'format' must be {FORMAT}, found {shown(found, 80)}; another version wrote it")
     for key,holds,says in CARD_RULES:
         if key not in card or not holds(card[key]):
-            raise CheckpointError(f"{file}: '{key}' must be {says}, found {card.get(key)!r:.80}; copy it again")
+            raise CheckpointError(f"{file}: '{key}' must be {says}, found {shown(card.get(key), 80)}; copy it again")
     if lost := sorted({*card}-{'format', *(k for k,_,_ in CARD_RULES)}):
         raise CheckpointError(f"{file}: '{lost[0]:.80}' is unknown; another version wrote it")
     for name in card['parts']: check_part_name(name, file)

@@ -20,6 +20,7 @@ from ..core import CheckpointError
 from ..core import LOCKS
 from ..core import did_you_mean
 from ..core import read_json
+from ..core import remove
 from ..core import sync_folder
 
 # %% ../../nbs/train/52_checkpoint.ipynb #a4351e1e
@@ -190,12 +191,12 @@ def remove_old(
     keep:int, # newest checkpoints to keep; 0 keeps all
 ):
     "Remove what kills have left behind, and all but the newest `keep` checkpoints and the best one"
-    for stale in (Path(run)/'checkpoints').glob('.step-*'): shutil.rmtree(stale)
+    for stale in (Path(run)/'checkpoints').glob('.step-*'): remove(stale)
     best = (Path(run)/'best').resolve()
     for p in checkpoint_folders(run)[:-keep] if keep else []:
         if p.resolve()==best: continue
         gone = p.with_name(f'.{p.name}.old')
-        p.rename(gone); shutil.rmtree(gone)
+        p.rename(gone); remove(gone)
 
 # %% ../../nbs/train/52_checkpoint.ipynb #12788bab
 def set_aside(
@@ -206,7 +207,7 @@ def set_aside(
     newer = [p for p in checkpoint_folders(run) if int(p.name[5:])>step]
     try:
         for p in newer:
-            if (old := p.with_name(f'{p.name}.abandoned')).exists(): shutil.rmtree(old)
+            remove(old := p.with_name(f'{p.name}.abandoned'))
             p.rename(old)
     except OSError as e:
         raise CheckpointError(f'{p}: cannot be renamed ({e.strerror}); make the folder writable') from None

@@ -10,10 +10,10 @@ import contextlib, dataclasses, os, sys, time
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from torch import nn
 from tqdm.auto import tqdm
 from ..config import config_changes
-from ..core import CheckpointError, ConfigError, DataError, VadnbError, did_you_mean, set_seed
+from ..core import CheckpointError, ConfigError, DataError, VadnbError, set_seed
+from ..strangers import plain_text
 from .answers import checked_losses, figures
 from .beginning import Beginning, check_measured, check_readable, describe
 from .callbacks import Averaging, Checkpoints, EarlyStopping, Evaluate, LogLosses, Pictures
@@ -84,7 +84,7 @@ def update(self:Learner, scale):
     if scale!=1: torch._foreach_mul_([p.grad for p in self.trained if p.grad is not None], scale)
     if self.cfg.optim.clip is not None:
         self.accelerator.unscale_gradients()
-        self.grad_norm = nn.utils.clip_grad_norm_(self.trained, self.cfg.optim.clip)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.cfg.optim.clip)
     self.event('before_step')
     self.system.before_step()
     (self.optimizer if self.accelerator.scaler else self.optimizer.optimizer).step()
@@ -107,7 +107,7 @@ def callback(self:Learner, cls):
 @patch
 def say(self:Learner, text):
     "One line for the person watching, beside the progress bar"
-    if self.main and self.cfg.train.progress: tqdm.write(text, file=sys.stderr)
+    if self.main and self.cfg.train.progress: tqdm.write(plain_text(text), file=sys.stderr)
 
 @patch
 def note(self:Learner, text):
@@ -164,7 +164,7 @@ def build_model(self:Learner):
     optimizer = make_optimizer(self.cfg.optim, groups)
     self.model,self.optimizer = self.accelerator.prepare(self.system, optimizer)
     if t.compile: self.model.compile()
-    self.log = RunLog(self.run/'log.jsonl' if self.save else None, self.main)
+    self.log = RunLog(self.run/'log.jsonl' if self.save else None, self.main, self.folder.check_there)
 
 # %% ../../nbs/train/50_learner.ipynb #7814e860
 @patch

@@ -15,6 +15,7 @@ from ..core import ConfigError
 from ..core import VadnbError
 from ..core import pick_device
 from .system import RunConfig
+from .watch import Watch
 
 # %% ../../nbs/train/46_processes.ipynb #99334de2
 def set_backends(
@@ -62,11 +63,14 @@ def make_accelerator(
 # %% ../../nbs/train/46_processes.ipynb #9b8fd0e5
 class Processes:
     "What the processes of a run tell each other; with one process everything is its own"
+    patience,watch = 45., None # seconds without a sign of life, and who looks for it: one for all of a process
     def __init__(self,
         engine, # accelerate.Accelerator
     ):
         self.engine,self.device = engine, engine.device
         self.world,self.rank,self.main = engine.num_processes, engine.process_index, engine.is_main_process
+        if self.world>1 and Processes.watch is None:
+            Processes.watch = Watch(self.rank, self.world, self.from_main, self.patience)
 
     def mean(self, x):
         "Mean of a tensor over all processes"

@@ -15,6 +15,7 @@ from torch import nn
 from ...core import CheckpointError
 from ...core import ConfigError
 from ...core import is_whole
+from ...strangers import shown
 from ...data.actions import class_text
 from ...models.action_decoder import ActionDecoder
 from ...models.chat_tokens import ChatTokens
@@ -105,7 +106,7 @@ def chosen(
     held = dict((calibration or {}).get(name) or {})
     i = held.pop('decoder', 0)
     if not is_whole(i) or i<0:
-        raise CheckpointError(f'calibration of {name}: decoder must be a number of one, found {i!r:.40}')
+        raise CheckpointError(f'calibration of {name}: decoder must be a number of one, found {shown(i, 40)}')
     return as_temperature(held) if held else None, i
 
 # %% ../../../nbs/systems/action_cls/07_model.ipynb #a978045d

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ...core import DataError
 from ...core import DataWarning
 from ...core import VadnbError
+from ...strangers import plain_text
 from ...data.action_clips import ActionClips
 from ...data.action_clips import ActionWindows
 from ...data.action_clips import collate
@@ -60,7 +61,7 @@ def frame_cache(
     "Where decoded frames of training are kept"
     c,d = cfg.cache, cfg.data
     if not c.use: return None
-    def say(line): cfg.train.progress and print(line, file=sys.stderr)
+    def say(line): cfg.train.progress and print(plain_text(line), file=sys.stderr)
     # a clip that is spread over the whole video may ask for any frame
     step = 1 if d.whole else d.stride//d.frames_per_position
     res = DecodeCache(c.folder or Path(cfg.runs)/'frames', c.gb, d.short_side, step, say)

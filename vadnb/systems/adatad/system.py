@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from ...core import CheckpointError
 from ...core import ConfigError
 from ...core import DataError
+from ...strangers import shown
 from ...data.annotation import videos_of
 from ...data.augmentation import recolour
 from ...losses.detection import DetectionLoss
@@ -243,7 +244,7 @@ def check_provenance(self:AdaTAD, known, where):
     if known==now: return
     was,own = (v.get('digest', 'of none') if isinstance(v, dict) else 'unknown' for v in (known, now))
     raise CheckpointError(f"{where}: the frozen backbone is not the one this run was trained with (digest {own} "
-                          f"instead of {f'{was!r:.80}'.strip(chr(39))}); give the file it came from with "
+                          f"instead of {shown(was, 80).strip(chr(39))}); give the file it came from with "
                           '--model.weights, or another --name')
 
 # %% ../../../nbs/systems/adatad/02_system.ipynb #23e2e723

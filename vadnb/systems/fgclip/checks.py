@@ -12,6 +12,9 @@ import math
 from collections import Counter
 import numpy as np
 from ...train.health import Check
+from ...train.verdicts import APART
+from ...train.verdicts import HOLDS
+from ...train.verdicts import WAITS
 
 # %% ../../../nbs/systems/fgclip/05_checks.ipynb #4796944f
 CHECK_REGIONS = ', or check that the annotation has regions'
@@ -99,6 +102,10 @@ class BankCheck(Check):
     what = 'a configured memory bank is filled during warm-up, switched on by optimizer steps, and read'
     patience = 5                                       # steps without a read before a bank counts as unread
     def __init__(self): self.unread,self.seen = {}, {}
+    def state(self):
+        banks = self.learner.system.banks().values()
+        if not banks: return APART
+        return HOLDS if all(int(b.steps)>b.warmup and b.reads for b in banks) else WAITS
 
     def before_fit(self):
         L = self.learner

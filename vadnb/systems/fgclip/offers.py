@@ -13,6 +13,7 @@ from pathlib import Path
 from ...core import ConfigError
 from ...core import DataError
 from ...core import read_yaml
+from ...strangers import shown
 from ...results.tables import aligned
 from ..registry import Demo
 
@@ -111,7 +112,7 @@ def check_prompts(
     text = lambda v: isinstance(v, str) and v.strip()
     for k,v in values.items():
         if not (text(v) or isinstance(v, list) and v and all(map(text, v))):
-            raise ConfigError(f"{where}: '{k}' must be a text or a list of texts, found {v!r:.60}")
+            raise ConfigError(f"{where}: '{k}' must be a text or a list of texts, found {shown(v)}")
     if 'normal' not in values or len(values)<2:
         raise ConfigError(f"{where}: must map classes to texts, with 'normal' and at least one other class")
 

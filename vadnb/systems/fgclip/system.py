@@ -16,6 +16,7 @@ from ...core import CheckpointError
 from ...core import ConfigError
 from ...core import DataError
 from ...core import VadnbError
+from ...strangers import shown
 from ...data.annotation import videos_of
 from ...losses.background import background_loss
 from ...losses.background import quiet_loss
@@ -75,13 +76,13 @@ def check_part(
     "Raise `CheckpointError` for what is no plain description of a network"
     says = 'architecture of the checkpoint: '+where
     if not isinstance(values, dict):
-        raise CheckpointError(f'{says} must be a mapping, found {values!r:.60}')
+        raise CheckpointError(f'{says} must be a mapping, found {shown(values)}')
     known = (*LARGEST, *SHARES, *TOKENS, 'hidden_act') if where else ('projection_dim', *PARTS)
     for k,v in values.items():
         if k not in known:
             raise CheckpointError(f"{says}{': ' if where else ''}key '{k:.60}' is unknown")
         if not (isinstance(v, dict) if k in PARTS else is_value(k, v)):
-            raise CheckpointError(f"{says}{'.' if where else ''}{k} cannot be {v!r:.60}")
+            raise CheckpointError(f"{says}{'.' if where else ''}{k} cannot be {shown(v)}")
 
 def known_architecture(
     value, # as a checkpoint has it

@@ -17,6 +17,7 @@ from ...core import ConfigError
 from ...core import DataError
 from ...core import MetricWarning
 from ...core import did_you_mean
+from ...strangers import shown
 from ...metrics.anomaly_maps import image_scores
 from ...metrics.pixel_anomaly import SEVEN
 from ...metrics.pixel_anomaly import pixel_metrics
@@ -100,7 +101,7 @@ def read_calibration(
     res,was,now = as_calibration(plain), plain['score'], score_kind(cfg)
     if was!=now:
         raise ConfigError(f"'score.image_score' and 'score.pool' are {now}, but the thresholds were set for "
-                          f'{was!r:.80}; set them back, or train with them')
+                          f'{shown(was, 80)}; set them back, or train with them')
     return res
 
 # %% ../../../nbs/systems/uniad/03_scan.ipynb #bae24195

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 from ...core import CheckpointError
 from ...core import DataError
+from ...strangers import shown
 from ...data.anomaly_images import to_rgb
 from ...data.anomaly_images import to_size
 from ...data.image_files import open_image
@@ -162,7 +163,7 @@ def check_provenance(self:UniADSystem, known, where):
     if not known.get('digest') and not now: return super(UniADSystem, self).check_provenance(known, where)
     none = 'of none, random weights,'
     digests = (v.get('digest', none) for v in (known, now))
-    was,own = (f'{digest!r:.80}'.strip("'") for digest in digests)
+    was,own = (shown(digest, 80).strip("'") for digest in digests)
     raise CheckpointError(f"{where}: the weights of {self.cfg.model.backbone} are not those this run was trained with "
                           f"(digest {own} instead of {was}); give the file they came from with "
                           "--model.backbone_weights, or another --name")
