@@ -30,7 +30,7 @@ def test_damage_is_known_before_the_first_step(tmp_path, damaged):
     damaged()
     with pytest.raises(DataError) as told: fit(config(tmp_path, 'run'))
     said = str(told.value)
-    assert said.startswith('point1.mp4: damaged') and '1 more of 7 validation points' in said and '--train.on_bad_sample skip' in said
+    assert said.startswith('2 of 7 validation points cannot be read: point1.mp4: damaged; point') and '--train.on_bad_sample skip' in said
     assert not (tmp_path/'run'/'log.jsonl').exists()
 
 @pytest.mark.parametrize('make', [Tried, Points])
@@ -91,7 +91,7 @@ def test_a_damaged_validation_video_is_told_at_the_start(motions, tmp_path):
     broken = Broken(motions, tmp_path, 'cut')
     code,out,err = vadnb('train', '--config', 'adatad_demo', *adatad_words(broken, tmp_path, 'run'))
     assert code==2 and len(err.strip().splitlines())==1 and str(broken.path) in err and broken.name in err
-    assert 'one of 3 validation videos' in err and '--train.on_bad_sample skip' in err
+    assert '1 of 3 validation videos' in err and '--train.on_bad_sample skip' in err
     assert not (tmp_path/'run'/'checkpoints').exists() and not (tmp_path/'run'/'log.jsonl').exists()
     code,out,err = vadnb('verify', '--config', 'adatad_demo', *adatad_words(broken, tmp_path, 'run'))
     assert code==1 and any(l.startswith('FAIL') and broken.name in l for l in out.splitlines())

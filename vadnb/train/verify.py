@@ -12,6 +12,7 @@ from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
 from ..core import VadnbError
+from ..core import listed
 from ..core import set_seed
 from ..switches import unread_lines
 from .card import plain_facts
@@ -29,16 +30,16 @@ from .system import System
 # %% ../../nbs/train/58_verify.ipynb #cafcb502
 def readable_row(
     split:str, # its name
-    items, # data set with `check(i)`
+    items, # data set with `check(i)`, and `notes(i)` where there may be something to say of a sample that can be read
     says:str, # what to say where all of it can be read
     skip:bool=False, # what cannot be read is left out of the run
 )->tuple: # (what, whether it holds, detail)
     "Whether every sample can be read"
-    lost = [u.why for u in unreadable(items, range(how_many(items)))]
-    if not lost: return f'{split} decoding', True, says
-    more = f'; and {len(lost)-3} more' if lost[3:] else ''
-    left = f'left out {len(lost)} of {how_many(items)}: ' if skip else ''
-    return f'{split} decoding', None if skip else False, left+'; '.join(lost[:3])+more
+    n = how_many(items)
+    lost = [u.why for u in unreadable(items, range(n))]
+    if lost: return f'{split} decoding', None if skip else False, (f'left out {len(lost)} of {n}: ' if skip else '')+listed(lost)
+    notes = [line for i in range(n) for line in items.notes(i)] if hasattr(items, 'notes') else []
+    return f'{split} decoding', None if notes else True, listed([says, *notes])
 
 # %% ../../nbs/train/58_verify.ipynb #c785f1ad
 def step_row(

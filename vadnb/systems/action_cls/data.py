@@ -86,8 +86,15 @@ class Clips(ActionVideos):
         "Raise `DataError` where a clip cannot be opened, or decoded at both ends"
         i,view = self.place(k)
         for v in self.entries[i].videos if view==0 else ():
-            f = self.reader.plan(v).indices
-            opened_video(v, self.reader.picture_fps).get_batch(np.unique(f[[0, -1]]))
+            f,reader = self.reader.plan(v).indices, opened_video(v, self.reader.picture_fps)
+            reader.check_sizes()
+            reader.get_batch(np.unique(f[[0, -1]]))
+
+    def notes(self, k):
+        "What is odd about the pictures of a clip"
+        i,view = self.place(k)
+        videos = self.entries[i].videos if view==0 else ()
+        return [f'{v}: {line}' for v in videos for line in opened_video(v, self.reader.picture_fps).shifts]
 
 # %% ../../../nbs/systems/action_cls/01_data.ipynb #63e69021
 class ClipSets(Dataset):

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from fastcore.basics import patch
 from ...core import DataError
+from ...core import listed
 from ...data.regions import token_budget
 from ...data.ucf_crime import AnnotatedClips
 from ...data.ucf_crime import RegionClips
@@ -63,7 +64,7 @@ def clips(self:FGCLIPData,
     "The captioned clips of a region annotation"
     root,d = Path(self.cfg.data_root), self.cfg.data
     return RegionClips(root/name, self.cfg.data_root, frames, d.size, self.tokenize, d.sampling, d.event_share, d.flip,
-                       d.paths, annotation, self.tokenize_clip)
+                       d.paths, annotation, self.tokenize_clip, d.frame_slack)
 
 @patch
 def clips_listed(self:FGCLIPData,
@@ -90,7 +91,7 @@ def known(self:FGCLIPData,
     if not (regions or listed): return None
     frames,annotation = d.valid_frames or d.frames, root/listed if listed else None
     if regions: res = self.clips_listed(regions, frames, annotation, f'data.{split}_annotation')
-    else: res = AnnotatedClips(annotation, root, frames, d.size, d.paths)
+    else: res = AnnotatedClips(annotation, root, frames, d.size, d.paths, d.frame_slack)
     if not any(res.segments[name] for name in res.names):
         raise DataError(f'{root/(regions or listed)}: no video has an event, so there is nothing to '
                         'rank; add abnormal videos')
@@ -146,6 +147,8 @@ def split_rows(self:FGCLIPData,
     says = f'all {len(videos)} videos open, are as long as annotated, and decode at both ends'
     rows = [count_row(split, videos), readable_row(split, videos, says, self.cfg.train.on_bad_sample=='skip')]
     if hasattr(videos, 'clips'):
+        # another row speaks of normal videos
+        if notes := [n for n in videos.region_notes if 'is normal' not in n]: rows.append((f'{split} regions', None, listed(notes)))
         rows += caption_rows(split, videos, dict(clip=self.tokenize_clip, region=self.tokenize))
         rows.append(duplicates_row(split, videos))
     # training does not read the test set
