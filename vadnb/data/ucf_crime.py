@@ -142,6 +142,7 @@ class RegionClips(Dataset):
 
     @property
     def names(self)->list: return [c.name for c in self.clips] # of the videos
+    def files(self)->list: return self.paths # of the videos
     def __len__(self): return len(self.clips)
     def __getitem__(self, i): return self._sample(i, None)
     def truth(self, name:str, n_frames:int)->np.ndarray: # True where something is wrong, (n_frames,) bool
@@ -291,6 +292,7 @@ class AnnotatedClips(Dataset):
         self.paths = find_videos(root, self.names, templates, where, class_folders)
 
     def __len__(self): return len(self.names)
+    def files(self)->list: return self.paths # of the videos
     def truth(self, name:str, n_frames:int)->np.ndarray: # True where something is wrong, (n_frames,) bool
         "Ground truth of a video, one label per frame"
         return frame_truth(self.segments[name], n_frames, name)

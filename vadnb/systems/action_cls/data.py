@@ -116,6 +116,7 @@ class ClipSets(Dataset):
     def __getitem__(self, k): part,i = self.at(k); return part[i]
     def draw(self, k, rng): part,i = self.at(k); return part.draw(i, rng)
     def check(self, k): part,i = self.at(k); part.check(i)
+    def files(self)->list: return [Path(v) for p in self.parts for e in p.entries for v in e.videos] # of the clips
     def fingerprint(self): return '-'.join(p.fingerprint() for p in self.parts)
     augmented = property(lambda self: any(p.augmented for p in self.parts))
     # what is kept is kept by one process
