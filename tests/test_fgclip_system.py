@@ -325,12 +325,29 @@ def test_long_captions_are_read_to_their_end(build):
 
 @pytest.mark.parametrize('kind', ['raise', 'long'])
 def test_a_set_without_regions(build, kind):
-    "Only global terms have something to compare; the others are zero and keep their gradients"
+    "Only global terms have something to compare; the others add nothing, keep their gradients, and are not measured"
     system = build(*ALL, '--data.train_json', 'free.json', '--model.long_captions', kind).train()
     found = system.loss(batch_of(system))
-    assert found['loss/region'].item()==found['candidates/region'].item()==0 and found['loss/global'].item()>0
+    assert found['candidates/region'].item()==0 and found['loss/global'].item()>0 and found['loss'].isfinite()
+    assert {k for k,v in found.items() if v.isnan()}=={'loss/region', 'recall_at_1/region', 'above_chance/region', 'loss/background'}
     found['loss'].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in system.parameters())
+
+def test_what_a_batch_does_not_measure_is_no_zero(world, tmp_path):
+    "A log of every step, some of which have no region: there is no such loss, and no dip in the total"
+    learner = fit(config(world, tmp_path, 'gaps', '--train.steps', '12', '--train.batch_size', '1', '--train.log_every', '1', '--loss.region_weight', '1', '--train.drop_last', 'false'))
+    rows = curve(learner)
+    bare = [r for r in rows if 'loss/region' not in r]
+    assert 0<len(bare)<len(rows) and all('recall_at_1/region' not in r and 'above_chance/region' not in r and r['candidates/region']==0 for r in bare)
+    assert all(r['loss/global'] is not None for r in rows)
+    # before the first region nothing is known to be missing
+    first = rows.index(next(r for r in rows if 'loss/region' in r))
+    assert all(('loss' in r)==('loss/region' in r) for r in rows[first:]) and all('loss' in r for r in rows[:first])
+    assert all(r['loss']==pytest.approx(r['loss/global']+r['loss/region'], rel=1e-5) for r in rows if 'loss/region' in r)
+    # over several batches: means of those that had one
+    joined = curve(fit(config(world, tmp_path, 'joined', '--train.steps', '12', '--train.batch_size', '1', '--train.log_every', '12', '--loss.region_weight', '1', '--train.drop_last', 'false')))
+    assert joined[-1]['loss/region']==pytest.approx(np.mean([r['loss/region'] for r in rows if 'loss/region' in r]), rel=1e-3)
+    assert joined[-1]['loss']==pytest.approx(np.mean([r['loss'] for r in rows if 'loss/region' in r]), rel=1e-3)
 
 # ---------------------------------------------------------------- parameters, groups, checkpoints
 

@@ -84,8 +84,9 @@ def batch_row(
         with torch.no_grad(): found = system.loss(first_batch(cfg, data))
     except DataError as e: return 'one batch', False, str(e)
     parts = {k[5:]: v.item() for k,v in found.items() if k.startswith('loss/')} or dict(loss=found['loss'].item())
-    finite = math.isfinite(found['loss'].item()) and all(map(math.isfinite, parts.values()))
-    return 'one batch', finite, ', '.join(f'{k} {v:.4g}' for k,v in parts.items())
+    finite = math.isfinite(found['loss'].item()) and not any(map(math.isinf, parts.values()))
+    return 'one batch', finite, ', '.join(f'{k} is not in it' if math.isnan(v) and finite else f'{k} {v:.4g}'
+                                          for k,v in parts.items())
 
 # %% ../../nbs/train/58_verify.ipynb #6ca033c9
 def settings_row(
