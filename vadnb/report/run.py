@@ -15,6 +15,7 @@ from ..core import did_you_mean
 from ..core import read_json
 from ..core import read_jsonl
 from ..core import read_yaml
+from ..train.log_rows import check_rows
 
 # %% ../../nbs/report/01_run.ipynb #0673e501
 @dataclass
@@ -46,12 +47,7 @@ def read_log(
     if not rows:
         raise CheckpointError(f'{path}/log.jsonl: holds no complete row; '
                               'the run ended before its first step, start it again')
-    for i,row in enumerate(rows):
-        valid = isinstance(row, dict) and isinstance(row.get('kind'), str) and isinstance(row.get('step'), int)
-        if not valid:
-            raise CheckpointError(f"{path}/log.jsonl, record {i+1}: needs a 'kind' in text and a whole 'step', "
-                                  f'found {str(row)[:60]}')
-    return rows
+    return check_rows(rows, path/'log.jsonl')
 
 # %% ../../nbs/report/01_run.ipynb #9772c383
 def read_run(

@@ -14,6 +14,7 @@ from ..core import read_yaml
 from .checkpoint import checkpoint_folders
 from .checkpoint import find_checkpoint
 from .checkpoint import lock_run
+from .log_rows import check_rows
 
 # %% ../../nbs/train/49_run_folder.ipynb #15b960ec
 class RunFolder:
@@ -37,8 +38,8 @@ class RunFolder:
                                   'to continue it')
 
     def rows(self):
-        "The rows of the log, none where there is no log"
-        return read_jsonl(self.log) if self.log.is_file() else []
+        "The rows of the log, none where there is no log; raises `CheckpointError` for rows that no run writes"
+        return check_rows(read_jsonl(self.log), self.log) if self.log.is_file() else []
 
     def close(self):
         "Let go of the folder"

@@ -38,6 +38,7 @@ from .features import chosen
 from .features import contrast
 from .features import look_at_clips
 from .features import on_host
+from .parameters import parameter_rows
 from .predict import predict_video
 from .scan import FrameScan
 from .scores import PromptScores
@@ -306,6 +307,7 @@ def model_rows(self:FGCLIP):
     prompts = self.cfg.score.prompts
     return [('model', True, f'{sum(p.numel() for p in self.parameters()):,} parameters, {self.clip.patch_size}-pixel '
                             f'patches, {source}'),
+            *parameter_rows(self.clip, self.cfg),
             ('prompts', True, f"{sum(map(len, prompts.values()))} for {len(prompts)} classes: {', '.join(prompts)}")]
 
 @patch
