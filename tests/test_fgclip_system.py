@@ -622,6 +622,27 @@ def test_verify_without_a_normal_video(world, runs):
     code,out,err = verified(world, runs, '--data.train_json', 'crimes.json')
     assert code==0 and row(out, 'normal videos')[0]=='warn' and out.splitlines()[-1]=='ready to train'
 
+def test_verify_names_the_seven_parameters_of_the_guide(world, runs):
+    names = 'visual_projection.weight roi_projection.weight text_projection.weight text_filip_projection.weight logit_scale logit_scale_finegraind logit_scale_hardneg'.split()
+    _,out,_ = verified(world, runs)
+    said = {n: row(out, n)[1] for n in names}
+    off = {n for n,line in said.items() if 'switches it on' in line}
+    assert off=={'text_filip_projection.weight', 'logit_scale_hardneg'} and all('shape (' in said[n] and 'trained at' in said[n] for n in names if n not in off)
+    assert 'off; --loss.hard_negative_weight 0.5 switches it on' in said['logit_scale_hardneg'] and 'off; --model.long_captions long' in said['text_filip_projection.weight']
+    _,out,_ = verified(world, runs, '--loss.hard_negative_weight', '0.5', '--model.long_captions', 'long', '--data.train_json', 'negatives.json', '--rates.scales', '0')
+    assert all('shape (' in row(out, n)[1] for n in names) and all(row(out, n)[0]=='warn' and 'rates.scales is 0' in row(out, n)[1] for n in names[4:])
+
+@pytest.mark.parametrize('by,lost', [(2, 0), (3, 4)])
+def test_counts_beyond_the_slack_are_told_together(world, run, tmp_path, by, lost):
+    "`vadnb eval` of four videos whose annotation counts other frames than there are"
+    from vadnb.data.video import VideoReader
+    from vadnb.data.ucf_crime import read_annotation
+    known = read_annotation(world.root/'test_annotation.txt')
+    write_json(world.root/'counted.json', {n: v.to_json() | dict(frames=len(VideoReader(world.path(n)))+by) for n,v in known.items()})
+    code,out,err = vadnb('eval', '--run', run, '--data.test_annotation', 'counted.json', '--out', tmp_path/'found.json')
+    assert (code==2)==bool(lost) and err.count('marked in another encoding')==lost
+    if lost: assert len(err.strip().splitlines())==1 and f'{lost} of {len(known)} test videos cannot be read: ' in err and '--train.on_bad_sample skip' in err
+
 def test_verify_counts_tokens(world, runs):
     code,out,_ = verified(world, runs, '--data.train_json', 'long100.json')
     assert code==1 and any(line.startswith('FAIL') and 'tokens' in line for line in out.splitlines())

@@ -56,6 +56,7 @@ def _columns(
     raise DataError(f'{where}: has {len(cells)} columns; write file, class, start, end, start, end, with -1 -1 for no '
                     'event, and the number of frames last, or second')
 
+# %% ../../nbs/data/14_ucf_crime.ipynb #c2d3e4f5
 def official_line(
     line:str, # see the table above
     where:str, # file and line, for messages
@@ -201,6 +202,7 @@ def _differences(self, i, reader)->list: # lines, in which annotation and video 
         notes.append(f'{note}; the video is right')
     return notes
 
+# %% ../../nbs/data/14_ucf_crime.ipynb #d3e4f506
 def _notes(self, i)->list: # lines
     "What annotation and video `i` differ in without meaning another video"
     return self._differences(i, VideoReader(self.paths[i]))

@@ -113,7 +113,7 @@ def spent(
 # %% ../../nbs/train/53_callbacks.ipynb #6ba1d4ef
 def measured_sums(
     held:dict, # name → values of one batch each, (n,), NaN where a batch does not measure it
-)->torch.Tensor: # (2, K+2): sums and how many there are, of each name, of the total of whole batches, and of every total
+)->torch.Tensor: # (2, K+2): sums and counts, of each name, of the total of whole batches, and of every total
     "What the means of a row are made of, on the device"
     x = torch.stack(list(held.values()), 1)
     lost = x.isnan()

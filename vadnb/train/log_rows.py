@@ -18,9 +18,10 @@ def check_rows(
     for i,row in enumerate(rows, 1):
         known = isinstance(row, dict) and isinstance(row.get('kind'), str)
         if not known or type(row.get('step')) is not int or row['step']<0:
-            raise CheckpointError(f"{where}, record {i}: needs a 'kind' in text and a whole 'step', found {str(row)[:60]}")
+            raise CheckpointError(f"{where}, record {i}: needs a 'kind' in text and a whole 'step', found "
+                                  f'{str(row)[:60]}')
         if row['kind'] in ('start', 'resume') and type(row.get('total_steps')) is int: most = row['total_steps']
         if row['step']>most:
-            raise CheckpointError(f"{where}, record {i}: 'step' lies beyond the {most:,} steps that a run can have here; the "
-                                  'log was changed: put the original back, or take the record out')
+            raise CheckpointError(f"{where}, record {i}: 'step' lies beyond the {most:,} steps that a run can have "
+                                  'here; the log was changed: put the original back, or take the record out')
     return rows

@@ -42,7 +42,8 @@ def readable_row(
     "Whether every sample can be read"
     n = how_many(items)
     lost = [u.why for u in unreadable(items, range(n))]
-    if lost: return f'{split} decoding', None if skip else False, (f'left out {len(lost)} of {n}: ' if skip else '')+listed(lost)
+    left = f'left out {len(lost)} of {n}: ' if skip else ''
+    if lost: return f'{split} decoding', None if skip else False, left+listed(lost)
     notes = [line for i in range(n) for line in items.notes(i)] if hasattr(items, 'notes') else []
     return f'{split} decoding', None if notes else True, listed([says, *notes])
 

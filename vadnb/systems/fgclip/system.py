@@ -234,6 +234,7 @@ def loss(self:FGCLIP, batch):
     total = sum(getattr(w, f'{k[5:]}_weight')*v for k,v in res.items() if k.startswith('loss/'))
     return dict(loss=total) | res | self.measured_losses(f, res)
 
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #e4f50617
 @patch
 def measured_losses(self:FGCLIP, f, res):
     "The terms that may have nothing to compare, as a log should have them"
