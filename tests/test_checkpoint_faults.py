@@ -1,5 +1,5 @@
 "Kills at any moment, full and read-only disks, damaged files, and resuming from somewhere else"
-import errno, os, shutil, signal, subprocess, time
+import errno, json, os, shutil, signal, subprocess, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from vadnb.core import CheckpointError, ConfigError, DataError, read_json, read_
 from vadnb.train import checkpoint
 from vadnb.train.checkpoint import checkpoint_folders, find_checkpoint, lock_run
 from vadnb.train.learner import fit
+from vadnb.report.run import read_run
 
 def same(run, other):
     assert curve(run)==curve(other)
@@ -177,6 +178,30 @@ def test_a_damaged_newest_checkpoint(tmp_path, name, harm):
     fit(config(tmp_path, 'run', resume=str(older)))
     same(tmp_path/'run', tmp_path/'whole')
     assert (newest.parent/f'{newest.name}.abandoned').is_dir()
+
+@pytest.mark.parametrize('change', [lambda s: s.replace('"step": 9', '"step": 1'+'0'*30), lambda s: s.replace('"samples": ', '"samples": 1')])
+def test_a_changed_state_is_not_believed(tmp_path, change):
+    "Nor one that could be a state: the tensors beside it know its digest; without them, its numbers have to fit"
+    fit(config(tmp_path, 'run'), [StopAt(9)])
+    folder = checkpoint_folders(tmp_path/'run')[-1]
+    state = folder/'state.json'
+    was = state.read_text()
+    state.write_text(change(was))
+    assert state.read_text()!=was
+    refused(config(tmp_path, 'run'), 'state.json: is not what was written with state.safetensors')
+    state.write_text(was)
+    assert fit(config(tmp_path, 'run')).step==12
+
+@pytest.mark.parametrize('row', [{'kind': 'train', 'step': 10**30, 'loss': 0.}, {'kind': 'end', 'step': 13, 'status': 'done'}, {'kind': 'train', 'step': -1}, {'kind': 'pictures'}, [1]])
+def test_a_changed_log_is_not_believed(tmp_path, row):
+    fit(config(tmp_path, 'run'), [StopAt(9)])
+    log = tmp_path/'run'/'log.jsonl'
+    was = log.read_text()
+    log.write_text(was+json.dumps(row)+'\n')
+    refused(config(tmp_path, 'run'), f'log.jsonl, record {len(was.splitlines())+1}: ')
+    with pytest.raises(CheckpointError, match='log.jsonl, record'): read_run(tmp_path/'run')
+    log.write_text(was)
+    assert fit(config(tmp_path, 'run')).step==12
 
 def test_a_checkpoint_that_is_a_pickle_is_not_opened(tmp_path):
     "Loading a pickle runs what its author wrote"

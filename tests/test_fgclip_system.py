@@ -318,12 +318,29 @@ def test_long_captions_are_read_to_their_end(build):
 
 @pytest.mark.parametrize('kind', ['raise', 'long'])
 def test_a_set_without_regions(build, kind):
-    "Only global terms have something to compare; the others are zero and keep their gradients"
+    "Only global terms have something to compare; the others add nothing, keep their gradients, and are not measured"
     system = build(*ALL, '--data.train_json', 'free.json', '--model.long_captions', kind).train()
     found = system.loss(batch_of(system))
-    assert found['loss/region'].item()==found['candidates/region'].item()==0 and found['loss/global'].item()>0
+    assert found['candidates/region'].item()==0 and found['loss/global'].item()>0 and found['loss'].isfinite()
+    assert {k for k,v in found.items() if v.isnan()}=={'loss/region', 'recall_at_1/region', 'above_chance/region', 'loss/background'}
     found['loss'].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in system.parameters())
+
+def test_what_a_batch_does_not_measure_is_no_zero(world, tmp_path):
+    "A log of every step, some of which have no region: there is no such loss, and no dip in the total"
+    learner = fit(config(world, tmp_path, 'gaps', '--train.steps', '12', '--train.batch_size', '1', '--train.log_every', '1', '--loss.region_weight', '1', '--train.drop_last', 'false'))
+    rows = curve(learner)
+    bare = [r for r in rows if 'loss/region' not in r]
+    assert 0<len(bare)<len(rows) and all('recall_at_1/region' not in r and 'above_chance/region' not in r and r['candidates/region']==0 for r in bare)
+    assert all(r['loss/global'] is not None for r in rows)
+    # before the first region nothing is known to be missing
+    first = rows.index(next(r for r in rows if 'loss/region' in r))
+    assert all(('loss' in r)==('loss/region' in r) for r in rows[first:]) and all('loss' in r for r in rows[:first])
+    assert all(r['loss']==pytest.approx(r['loss/global']+r['loss/region'], rel=1e-5) for r in rows if 'loss/region' in r)
+    # over several batches: means of those that had one
+    joined = curve(fit(config(world, tmp_path, 'joined', '--train.steps', '12', '--train.batch_size', '1', '--train.log_every', '12', '--loss.region_weight', '1', '--train.drop_last', 'false')))
+    assert joined[-1]['loss/region']==pytest.approx(np.mean([r['loss/region'] for r in rows if 'loss/region' in r]), rel=1e-3)
+    assert joined[-1]['loss']==pytest.approx(np.mean([r['loss'] for r in rows if 'loss/region' in r]), rel=1e-3)
 
 # ---------------------------------------------------------------- parameters, groups, checkpoints
 
@@ -597,6 +614,27 @@ def test_verify_of_one_candidate(world, runs):
 def test_verify_without_a_normal_video(world, runs):
     code,out,err = verified(world, runs, '--data.train_json', 'crimes.json')
     assert code==0 and row(out, 'normal videos')[0]=='warn' and out.splitlines()[-1]=='ready to train'
+
+def test_verify_names_the_seven_parameters_of_the_guide(world, runs):
+    names = 'visual_projection.weight roi_projection.weight text_projection.weight text_filip_projection.weight logit_scale logit_scale_finegraind logit_scale_hardneg'.split()
+    _,out,_ = verified(world, runs)
+    said = {n: row(out, n)[1] for n in names}
+    off = {n for n,line in said.items() if 'switches it on' in line}
+    assert off=={'text_filip_projection.weight', 'logit_scale_hardneg'} and all('shape (' in said[n] and 'trained at' in said[n] for n in names if n not in off)
+    assert 'off; --loss.hard_negative_weight 0.5 switches it on' in said['logit_scale_hardneg'] and 'off; --model.long_captions long' in said['text_filip_projection.weight']
+    _,out,_ = verified(world, runs, '--loss.hard_negative_weight', '0.5', '--model.long_captions', 'long', '--data.train_json', 'negatives.json', '--rates.scales', '0')
+    assert all('shape (' in row(out, n)[1] for n in names) and all(row(out, n)[0]=='warn' and 'rates.scales is 0' in row(out, n)[1] for n in names[4:])
+
+@pytest.mark.parametrize('by,lost', [(2, 0), (3, 4)])
+def test_counts_beyond_the_slack_are_told_together(world, run, tmp_path, by, lost):
+    "`vadnb eval` of four videos whose annotation counts other frames than there are"
+    from vadnb.data.video import VideoReader
+    from vadnb.data.ucf_crime import read_annotation
+    known = read_annotation(world.root/'test_annotation.txt')
+    write_json(world.root/'counted.json', {n: v.to_json() | dict(frames=len(VideoReader(world.path(n)))+by) for n,v in known.items()})
+    code,out,err = vadnb('eval', '--run', run, '--data.test_annotation', 'counted.json', '--out', tmp_path/'found.json')
+    assert (code==2)==bool(lost) and err.count('marked in another encoding')==lost
+    if lost: assert len(err.strip().splitlines())==1 and f'{lost} of {len(known)} test videos cannot be read: ' in err and '--train.on_bad_sample skip' in err
 
 def test_verify_counts_tokens(world, runs):
     code,out,_ = verified(world, runs, '--data.train_json', 'long100.json')

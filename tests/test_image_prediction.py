@@ -5,6 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError
 from vadnb.data.anomaly_images import open_image
+from vadnb.systems.uniad.system import read_input
 from vadnb.core import DataWarning
 from vadnb.metrics.anomaly_maps import image_scores
 from vadnb.core import MetricWarning
@@ -247,6 +248,20 @@ def test_two_folders_that_link_to_each_other(tmp_path):
     assert [n for n,_ in list_inputs(tmp_path)]==['a/to_b/y.png', 'a/x.png', 'b/y.png']
     (tmp_path/'b'/'to_a').symlink_to(tmp_path/'a')
     with pytest.raises(DataError, match='leads back to a folder above it'): list_inputs(tmp_path)
+
+def test_a_link_to_nothing_is_an_input_that_cannot_be_read(tmp_path):
+    "An image, a video or a clip that is listed as lost, not one that is left out without a word"
+    from vadnb.data.action_sources import class_folders, listed_clips
+    from vadnb.data.annotation import videos_of
+    picture(tmp_path/'a'/'x.png')
+    for name in ('y.png', 'wood', 'notes.txt'): (tmp_path/'a'/name).symlink_to('gone')
+    assert [n for n,_ in list_inputs(tmp_path)]==['a/wood', 'a/x.png', 'a/y.png']
+    assert all(isinstance(read_input(tmp_path/'a'/n, (32, 32)), DataError) for n in ('y.png', 'wood'))
+    (tmp_path/'v'/'run').mkdir(parents=True); (tmp_path/'v'/'run'/'a.mp4').touch(); (tmp_path/'v'/'run'/'b.mp4').symlink_to('gone')
+    assert [p.name for p in videos_of(tmp_path/'v'/'run')]==[p.name for p,_ in listed_clips(tmp_path/'v'/'run')]==['a.mp4', 'b.mp4']
+    (tmp_path/'v'/'jump').symlink_to('gone')
+    for ask in (listed_clips, class_folders):
+        with pytest.raises(DataError, match='jump: is a link to what is not there'): ask(tmp_path/'v')
 
 def test_only_masks_are_no_images(tmp_path):
     picture(tmp_path/'p'/'masks'/'a.png')

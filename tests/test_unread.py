@@ -30,7 +30,7 @@ def test_damage_is_known_before_the_first_step(tmp_path, damaged):
     damaged()
     with pytest.raises(DataError) as told: fit(config(tmp_path, 'run'))
     said = str(told.value)
-    assert said.startswith('point1.mp4: damaged') and '1 more of 7 validation points' in said and '--train.on_bad_sample skip' in said
+    assert said.startswith('2 of 7 validation points cannot be read: point1.mp4: damaged; point') and '--train.on_bad_sample skip' in said
     assert not (tmp_path/'run'/'log.jsonl').exists()
 
 @pytest.mark.parametrize('make', [Tried, Points])
@@ -91,7 +91,7 @@ def test_a_damaged_validation_video_is_told_at_the_start(motions, tmp_path):
     broken = Broken(motions, tmp_path, 'cut')
     code,out,err = vadnb('train', '--config', 'adatad_demo', *adatad_words(broken, tmp_path, 'run'))
     assert code==2 and len(err.strip().splitlines())==1 and str(broken.path) in err and broken.name in err
-    assert 'one of 3 validation videos' in err and '--train.on_bad_sample skip' in err
+    assert '1 of 3 validation videos' in err and '--train.on_bad_sample skip' in err
     assert not (tmp_path/'run'/'checkpoints').exists() and not (tmp_path/'run'/'log.jsonl').exists()
     code,out,err = vadnb('verify', '--config', 'adatad_demo', *adatad_words(broken, tmp_path, 'run'))
     assert code==1 and any(l.startswith('FAIL') and broken.name in l for l in out.splitlines())
@@ -163,7 +163,7 @@ def test_damaged_test_images_of_the_paper_are_left_out(tmp_path):
     some = '--data.protocol', 'paper', '--train.metric', 'image_auroc', '--data.cache', 'off', '--model.start', 'xavier'
     records = uniad_config(root, tmp_path, 'x', *some).make_data().split('valid').judged.records
     cut(root/records[0].name)
-    with pytest.raises(DataError, match='one of 17 validation images') as told: fit(uniad_config(root, tmp_path, 'raises', *some))
+    with pytest.raises(DataError, match='1 of 17 validation images') as told: fit(uniad_config(root, tmp_path, 'raises', *some))
     assert records[0].name in str(told.value) and not (tmp_path/'raises'/'log.jsonl').exists()
     learner = fit(uniad_config(root, tmp_path, 'skips', *some, '--train.on_bad_sample', 'skip'))
     found, = skipped(learner.run)
@@ -186,7 +186,7 @@ def test_a_damaged_validation_clip(tmp_path):
     path.write_bytes(path.read_bytes()[:len(path.read_bytes())//2])
     some = '--data.valid_json', world.valid.name, '--train.evaluate_every', 2, '--train.steps', 2
     code,_,err = vadnb('train', '--config', 'fgclip_demo', *fgclip_words(world, tmp_path, 'raises', *some))
-    assert code==2 and str(path) in err and f'one of {len(items)} validation videos' in err and not (tmp_path/'raises'/'log.jsonl').exists()
+    assert code==2 and str(path) in err and f'1 of {len(items)} validation videos' in err and not (tmp_path/'raises'/'log.jsonl').exists()
     skips = fit(fgclip_config(world, tmp_path, 'skips', *some, '--train.on_bad_sample', 'skip'))
     assert str(path) in skipped(skips.run)[0]['message']
     write_json(world.root/'without.json', items[:1]+items[2:])

@@ -116,6 +116,28 @@ def test_edit_list_hides_frames(tmp_path):
     assert len(reader)==103
     assert numbers(reader.get_batch([0, 50, 102]))==[17, 67, 119]
 
+def test_an_edit_list_that_hides_whole_groups_is_no_damage(shared, tmp_path):
+    "60 frames are announced and 45 shown: as players and PyAV have it; what is missing of those 45 is damage as before"
+    path = shared/'cases'/'fgclip'/'edit_cut.mp4'
+    full = definition(path)
+    reader = VideoReader(path, threads=1)
+    assert len(reader)==len(full)==45 and reader.info.problems==[]
+    assert np.array_equal(reader.get_batch([44, 0, 20]), np.stack([full[i] for i in (44, 0, 20)]))
+    # the last shown packet of the file, overwritten
+    with av.open(str(path)) as c: last = max((p for p in c.demux(video=0) if p.size), key=lambda p: p.pos); at,n = last.pos,last.size
+    data = bytearray(path.read_bytes()); data[at:at+n] = bytes(n)
+    (tmp_path/'holed.mp4').write_bytes(data)
+    with pytest.raises(VideoError, match=r'holed\.mp4: 42 of 45 announced frames decode'): len(VideoReader(tmp_path/'holed.mp4', threads=1))
+
+def test_a_transport_stream_that_was_cut_is_damaged(shared, tmp_path):
+    "One frame before the last is lost, so that every index behind it would be off by one"
+    path = shared/'cases'/'fgclip'/'cut.ts'
+    with pytest.raises(VideoError, match=r'cut\.ts: the file is cut short: 10,434 bytes are 55 packets of 188 bytes .*28 frames decode'): len(VideoReader(path))
+    kept = VideoReader(path, damaged='keep')
+    assert len(kept)==28 and 'cut short' in kept.info.problems[0]
+    whole = write_video(tmp_path/'whole.ts', numbered_frames(30), gop=12)
+    assert numbers(VideoReader(whole))==list(range(30)) and not VideoReader(whole).info.problems
+
 @pytest.mark.parametrize('hflip,vflip', [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize('degrees', [0, 90, 180, -90])
 def test_mirrored_pictures(tmp_path, monkeypatch, degrees, hflip, vflip):

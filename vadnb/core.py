@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOCKS', 'VadnbError', 'ConfigError', 'ConfigErrors', 'errors_of', 'raise_all', 'DataError', 'VideoError',
-           'CheckpointError', 'DeviceError', 'DataWarning', 'MetricWarning', 'did_you_mean', 'joined', 'is_whole',
-           'is_number', 'read_text', 'uncollected', 'read_json', 'yaml_fault', 'read_yaml', 'remove', 'unwritten',
-           'write_atomic', 'write_json', 'sync_folder', 'append_jsonl', 'read_jsonl', 'inside', 'set_seed',
-           'pick_device']
+           'CheckpointError', 'DeviceError', 'DataWarning', 'MetricWarning', 'did_you_mean', 'joined', 'listed',
+           'Faults', 'is_whole', 'is_number', 'read_text', 'uncollected', 'read_json', 'yaml_fault', 'read_yaml',
+           'remove', 'unwritten', 'write_atomic', 'write_json', 'sync_folder', 'append_jsonl', 'read_jsonl', 'inside',
+           'set_seed', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #9c85a750
 import contextlib, difflib, errno, gc, json, math, numbers, os, random, re, shutil, weakref
@@ -72,6 +72,31 @@ def joined(
     "'a', 'a and b', 'a, b and c'"
     *most,end = [str(n) for n in names]
     return f"{', '.join(most)} {last} {end}" if most else end
+
+# %% ../nbs/00_core.ipynb #e2f6b1d8
+def listed(
+    lines, # what there is to say
+    most:int=20, # how many are told in full
+)->str:
+    "Lines as one line: the first ones, and how many more there are"
+    lines = list(lines)
+    return '; '.join(lines[:most])+(f'; and {len(lines)-most} more' if lines[most:] else '')
+
+class Faults:
+    "`DataError`s inside `with` blocks, held until `tell`"
+    def __init__(self): self.lines = []
+    def __enter__(self): return self
+    def __exit__(self, kind, error, trace):
+        if not isinstance(error, DataError): return False
+        self.lines += getattr(error, 'lines', [str(error)])
+        return True
+
+    def tell(self):
+        "Raise one `DataError` for all that were held"
+        if not self.lines: return
+        error = DataError(self.lines[0] if len(self.lines)==1 else f'{len(self.lines)} errors: {listed(self.lines)}')
+        error.lines = self.lines
+        raise error
 
 # %% ../nbs/00_core.ipynb #5c68316e
 def is_whole(

@@ -67,15 +67,23 @@ def measure(
     "Metrics of the test data"
     import torch
     from vadnb.train.feed import look_through
-    from vadnb.train.samples import left_out
+    from vadnb.train.samples import how_many, left_out, lost_words, unreadable
     system.to(processes.device)
+    items,what = data.split('test'), f'test {data.noun}'
     def look():
-        with torch.no_grad():
-            return look_through(system, data, 'test', system.cfg.train, processes.device, processes.world,
-                                processes.rank)
+        try:
+            with torch.no_grad():
+                return look_through(system, data, 'test', system.cfg.train, processes.device, processes.world,
+                                    processes.rank)
+        except DataError:
+            # one that cannot be read is seldom the only one
+            lost = unreadable(items, range(how_many(items))) if hasattr(items, 'check') else []
+            if len(lost)>1:
+                raise DataError(lost_words(lost, how_many(items), what)) from None
+            raise
     scans = processes.to_main(processes.in_all(look))
     if not scans: return None
-    lost = left_out(scans, data.split('test'), f'test {data.noun}')
+    lost = left_out(scans, items, what)
     return {k: float(v) for k,v in scans[0].join(scans[1:]).metrics().items()}, lost
 
 # %% ../../nbs/commands/02_use.ipynb #8853a5da

@@ -61,6 +61,8 @@ class ActionSet(Dataset):
 
     @property
     def classes(self)->list: return self.annotation.classes # names that labels count
+    def files(self)->list: return [self.source.paths[n] for n in self.names] # of the videos, or of their features
+    def notes(self, i): return list(self.source.lay(self.videos[i]).notes) # what is odd about video `i`
     def check(self, i): self.source.check(self.videos[i]) # `DataError` where video `i` cannot be read
 
 # %% ../../nbs/data/29_action_clips.ipynb #c521b89a

@@ -21,20 +21,23 @@ from .actions import chat_entry
 from .actions import class_text
 from .annotation import VIDEO_SUFFIXES
 from .mvtec import SUFFIXES
+from .mvtec import folders
+from .mvtec import leads_nowhere
 from .mvtec import visible_entries
 
 # %% ../../nbs/data/36_action_sources.ipynb #d0b5d8aa
 def is_clip(
     path:Path, # file or folder
 )->bool:
-    "Whether a path is one video: a file of video, or a folder with pictures"
-    if path.is_file(): return path.suffix.lower() in VIDEO_SUFFIXES
+    "Whether a path is one video: a file of video, perhaps one that a link no longer finds, or a folder with pictures"
+    if path.is_file() or leads_nowhere(path): return path.suffix.lower() in VIDEO_SUFFIXES
     return path.is_dir() and any(p.suffix.lower() in SUFFIXES and not p.name.startswith('.') for p in path.iterdir())
 
 def clips_in(
     folder:Path, # holds clips; other files are not looked at
 )->list: # paths by name
     "The clips of a folder"
+    folders(folder) # no link that may have led to pictures leads nowhere
     return [p for p in visible_entries(folder) if is_clip(p)]
 
 # %% ../../nbs/data/36_action_sources.ipynb #3b733e77
@@ -46,9 +49,9 @@ def class_folders(
     if not root.is_dir():
         raise DataError(f'{root}: no such folder; give the folder that holds a folder per class')
     entries = visible_entries(root)
-    if loose := [p for p in entries if p.is_file() and is_clip(p)]:
+    if loose := [p for p in entries if not p.is_dir() and is_clip(p)]:
         raise DataError(f'{loose[0]}: lies beside the folders of classes; move it into the one it belongs to')
-    res = {p.name: clips_in(p) for p in entries if p.is_dir()}
+    res = {p.name: clips_in(p) for p in folders(root)}
     if not res:
         raise DataError(f'{root}: holds no folder of a class')
     for name,clips in res.items():

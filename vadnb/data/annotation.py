@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
-from ..core import ConfigError, DataError, did_you_mean, inside, read_json, read_text
+from ..core import ConfigError, DataError, Faults, did_you_mean, inside, read_json, read_text
 from .tracks import check_fields, check_frame
 
 # %% ../../nbs/data/15_annotation.ipynb #4964b1ec
@@ -75,11 +75,14 @@ def check_count(
     name:str, # its name
     path, # the video
     n_frames:int, # frames the reader counts in it
-):
-    "`DataError` when the annotation gives another length than the video has"
-    if video.n_frames not in (None, n_frames):
-        raise DataError(f'{name}: the annotation gives {video.n_frames} frames, {path} has {n_frames}; the events were '
-                        'marked in another encoding of the video: use that one, or correct the annotation')
+    slack:int=0, # frames by which the two may differ
+)->str: # what to say of a difference that does not matter, or ''
+    "`DataError` when the annotation gives another length than the video has; within the slack the video is right"
+    if video.n_frames in (None, n_frames): return ''
+    says = f'{name}: the annotation gives {video.n_frames} frames, {path} has {n_frames}'
+    if abs(video.n_frames-n_frames)<=slack: return says
+    raise DataError(f'{says}; the events were marked in another encoding of the video: use that one, or correct the '
+                    'annotation')
 
 # %% ../../nbs/data/15_annotation.ipynb #2e16c2dc
 def _read_video(
@@ -106,29 +109,32 @@ def _read_video(
     return check_events(AnnotatedVideo(cls, tuple(map(tuple, segments)), frames, tuple(labels)), where)
 
 # %% ../../nbs/data/15_annotation.ipynb #676b5c52
-def _json_rows(path): # (name, `AnnotatedVideo`, place) of each entry
+def _json_rows(path): # (place, function that gives name and `AnnotatedVideo`) of each entry
     data = read_json(path)
     if not isinstance(data, dict):
         raise DataError(f'{path}: must be a mapping from video name to class, segments and frames, found '
                         f'{type(data).__name__}; a list of regions is training data, see read_regions')
     for k,v in data.items():
         where = f"{path}, '{k:.80}'"
-        yield video_name(k), _read_video(v, where), where
+        yield where, lambda k=k, v=v, at=where: (video_name(k), _read_video(v, at))
 
 def read_videos(
     path, # JSON, or a text file that `parse_line` reads
     parse_line:Callable|None=None, # (line, place) -> (name, `AnnotatedVideo`); None: the file is JSON
 )->dict: # video name -> `AnnotatedVideo`, in the order of the file
-    "When something happens in each video. Raises `DataError` with file and line or name"
-    text,res = read_text(path),{}
+    "When something happens in each video. Raises one `DataError` with file and line or name of all that is wrong"
+    text,res,faults = read_text(path),{},Faults()
     if parse_line is None or text.lstrip().startswith(('{', '[')): rows = _json_rows(path)
     else:
         places = ((line, f'{path}, line {i}') for i,line in enumerate(text.splitlines(), 1) if line.strip())
-        rows = ((*parse_line(line, at), at) for line,at in places)
-    for name,video,where in rows:
-        if name in res:
-            raise DataError(f"{where}: '{name}' is listed twice; keep one entry per video")
-        res[name] = video
+        rows = ((at, lambda line=line, at=at: parse_line(line, at)) for line,at in places)
+    for where,read in rows:
+        with faults:
+            name,video = read()
+            if name in res:
+                raise DataError(f"{where}: '{name}' is listed twice; keep one entry per video")
+            res[name] = video
+    faults.tell()
     if not res:
         raise DataError(f'{path}: lists no video')
     return res
@@ -154,7 +160,7 @@ def truth_segments(
 )->dict: # video name -> half-open (start, end) pairs in source frames
     "When something is wrong in each video, from regions or from an annotation"
     if isinstance(source, dict): return {k: v.segments for k,v in source.items()}
-    return {c.name: tuple((t.start_frame, t.end_frame+1) for t in c.tracks) for c in source}
+    return {c.name: tuple((t.start_frame, t.end_frame+1) for t in c.tracks if t.shown) for c in source}
 
 # %% ../../nbs/data/15_annotation.ipynb #c2589f61
 PLACES = ('{path}', '{file}') # as it is written, or right below the data root

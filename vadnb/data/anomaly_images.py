@@ -110,6 +110,7 @@ class AnomalyImages(Dataset):
         self.masks = [r.mask and _find(root, r, 'maskname', r.mask) for r in records]
 
     def __len__(self): return len(self.records)
+    def files(self)->list: return [Path(p) for p in self.paths] # of the images
     def check(self, i): self[i] # `DataError` where image `i` or its mask cannot be read
     def __getitem__(self, i):
         if not 0<=i<len(self):

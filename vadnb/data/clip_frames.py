@@ -79,10 +79,15 @@ class VideoSource:
             if folder and not video.rate:
                 raise DataError(f'{path}: a folder of pictures has no frame rate; give {video.name} fps, or frames and '
                                 'duration, in the annotation')
-            try: clock = clock_of(VideoReader(path, fps=video.rate) if folder else VideoReader(path))
+            try:
+                reader = VideoReader(path, fps=video.rate) if folder else VideoReader(path)
+                clock = clock_of(reader)
             except VideoError as e: raise stops_early(video, path, e) from None
-            notes = tuple(check_decoder(video, path, clock.frames, clock.duration, clock.even))
-            self.laid[video.name] = laid(self.form, clock, notes, video.name, self.least)
+            # a time is the place of a picture, so that what is missing before it moves it
+            if video.events: reader.check_order()
+            notes = [*check_decoder(video, path, clock.frames, clock.duration, clock.even),
+                     *(f'{path}: {line}' for line in reader.shifts)]
+            self.laid[video.name] = laid(self.form, clock, tuple(notes), video.name, self.least)
         return self.laid[video.name]
 
 # %% ../../nbs/data/32_clip_frames.ipynb #7f5f0029
@@ -109,7 +114,9 @@ def check(self:VideoSource,
 ):
     "Raise `DataError` where a video is not the one that was annotated, or does not decode at both ends"
     path,n = self.path(video),self.lay(video).clock.frames
-    try: VideoReader(path).get_batch([0, n-1])
+    reader = VideoReader(path)
+    reader.check_sizes()
+    try: reader.get_batch([0, n-1])
     except VideoError as e: raise stops_early(video, path, e) from None
 
 # %% ../../nbs/data/32_clip_frames.ipynb #5f0eebc6

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from ..core import VideoError
+from .container import announced_frames
 from .container import orientation_of
 from .container import shown_codecs
 from .container import opened
@@ -33,7 +34,7 @@ class VideoFacts:
     rotation: int         # counter-clockwise degrees that the metadata asks for
     tick: Fraction|None   # seconds per unit of `pts`
     rate: Fraction|None   # frames per second as declared
-    announced: int        # frames the header announces; 0 where it does not
+    announced: int        # frames that the header announces to be shown; 0 where it does not
     duration: float|None  # seconds the header announces
     broken: str           # where the container's structure breaks, or ''
     why: str              # why frames are counted by decoding; '' where the packet table is used
@@ -73,7 +74,8 @@ def learn_facts(
     with opened(path, stream) as (c, s):
         facts = dict(path=path, stream=s.index, streams=len(c.streams.video), container=c.format.name,
                      codec=s.codec_context.name, tick=s.time_base, rate=s.average_rate or s.guessed_rate,
-                     announced=s.frames, duration=c.duration/1e6 if c.duration else None, broken=structure_fault(path))
+                     announced=announced_frames(c, s), broken=structure_fault(path),
+                     duration=c.duration/1e6 if c.duration else None)
         table,why = None,'damage is allowed' if keep else facts['broken']
         try:
             if not why: table,why = packet_table(c, s, st.st_size)
@@ -159,7 +161,7 @@ class Census:
     times: list = field(default_factory=list)   # presentation time of each frame that decodes
     guessed: list = field(default_factory=list) # indices of frames that were concealed
     error: str = ''                             # what ended it, or ''
-    packets: int = 0                            # packets in the file
+    packets: int = 0                            # packets in the file that are to be shown
     pictures: int = 0                           # those that must give a frame
 
 def take_census(
@@ -174,7 +176,7 @@ def take_census(
     with opened(facts.path, facts.stream, threads) as (c, s):
         try:
             for p in c.demux(s):
-                res.packets += p.size>0
+                res.packets += p.size>0 and not p.is_discard
                 res.pictures += p.size>placeholder and not p.is_discard and facts.codec in shown_codecs
                 for f in s.codec_context.decode(p if p.size else None):
                     if f.is_corrupt: res.guessed.append(len(res.times))

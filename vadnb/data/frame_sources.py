@@ -25,6 +25,7 @@ from .decoding import take_census
 from .decoding import walk_frames
 from .image_files import FORMATS
 from .image_files import opened_image
+from .picture_numbers import number_faults
 
 # %% ../../nbs/data/09_frame_sources.ipynb #5205a8fa
 def swscale_words(
@@ -215,6 +216,16 @@ def _picture(
     except (OSError, SyntaxError, ValueError) as e:
         raise VideoError(f'{path}: cannot be read as a picture ({e}); copy it again') from None
 
+# %% ../../nbs/data/09_frame_sources.ipynb #5e0c71d8
+def _picture_size(
+    path, # picture file
+)->tuple|None: # (height, width) as shown, None where the file does not tell
+    "The size of a picture from its header"
+    from PIL import Image
+    try:
+        with Image.open(path, formats=FORMATS) as im: return im.size[::-1 if im.getexif().get(0x0112, 1)<5 else 1]
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError): return None
+
 # %% ../../nbs/data/09_frame_sources.ipynb #1b43a32b
 class FolderFrames:
     "Frames of a folder of numbered pictures"
@@ -228,6 +239,17 @@ class FolderFrames:
 
     @property
     def frames(self)->int: return len(self.files) # pictures in the folder
+    @property
+    def shifts(self)->list: return number_faults(self.files) # why the number of a picture may not be its place
+
+    @property
+    def mixed(self)->str: # in words; '' where all pictures have one size
+        "Which picture cannot be part of the same video"
+        sizes = [(f, s) for f in self.files if (s := _picture_size(f)) is not None and s!=self.size]
+        if not sizes: return ''
+        path,(h,w) = sizes[0]
+        return (f'{len(sizes)} of {self.frames} pictures are not {self.size[0]}x{self.size[1]} as {self.files[0].name} '
+                f'is, such as {path.name} with {h}x{w}')
 
     def read(self,
         wanted, # increasing frame indices, None for all

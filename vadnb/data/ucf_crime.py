@@ -9,13 +9,14 @@ __all__ = ['TEMPLATES', 'NORMAL_FOLDERS', 'SAMPLINGS', 'video_class', 'class_fol
 # %% ../../nbs/data/14_ucf_crime.ipynb #398d48bd
 import hashlib, json, re, warnings
 from collections.abc import Callable
+from dataclasses import replace
 import numpy as np, torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from ..core import ConfigError, DataError, DataWarning, did_you_mean
 from .annotation import AnnotatedVideo, check_count, check_events, find_videos, frame_truth
 from .annotation import read_videos, resolve_path, truth_segments, video_name
-from .regions import Clip, check_length, clip_captions, read_regions, region_captions, tokenise
+from .regions import Clip, check_length, clip_captions, read_regions, region_captions, region_notes, tokenise
 from .sampling import event_indices, segment_indices, uniform_indices
 from .transforms import horizontal_flip
 from .video import VideoReader
@@ -41,26 +42,37 @@ def class_folders(
     return list(NORMAL_FOLDERS) if cls=='Normal' else [cls] if cls else []
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #280c9adb
+def _columns(
+    cells:list, # words of one line
+    where:str, # file and line, for messages
+)->tuple: # (class, words of its events, word of the length or None)
+    "What the columns mean, told from what stands in them"
+    is_count = [bool(re.fullmatch(r'-?\d+', c)) for c in cells]
+    if len(cells)==7 and is_count[1] and not is_count[2]: return cells[2], cells[3:], cells[1]
+    if len(cells) in (6, 7) and not is_count[1]: return cells[1], cells[2:6], cells[6] if len(cells)==7 else None
+    if len(cells)==4 and all(is_count[1:]):
+        raise DataError(f'{where}: first frame, last frame and number of a class say nothing of when; give the list of '
+                        'events that belongs to these videos')
+    raise DataError(f'{where}: has {len(cells)} columns; write file, class, start, end, start, end, with -1 -1 for no '
+                    'event, and the number of frames last, or second')
+
+# %% ../../nbs/data/14_ucf_crime.ipynb #c2d3e4f5
 def official_line(
-    line:str, # six or seven columns
+    line:str, # see the table above
     where:str, # file and line, for messages
 )->tuple[str,AnnotatedVideo]: # name, content
-    "One checked line of the official list, or `DataError`"
-    cells = line.split()
-    if len(cells) not in (6, 7):
-        raise DataError(f'{where}: has {len(cells)} columns; '
-                        'write file, class, start, end, start, end, with -1 -1 for no event')
-    try: numbers = [int(c) for c in cells[2:]]
+    "One checked line of a list of events, or `DataError`"
+    cls,words,length = _columns(cells := line.split(), where)
+    try: numbers,count = [int(c) for c in words], None if length is None else int(length)
     except ValueError:
-        raise DataError(f'{where}: {" ".join(cells[2:])} must be whole frame numbers') from None
-    count = numbers[4] if len(numbers)==5 else None
+        raise DataError(f'{where}: {" ".join([*words, length or ""]).strip()} must be whole frame numbers') from None
     if count is not None and count<1:
-        raise DataError(f'{where}: {count} frames; the seventh column is the length of the video')
+        raise DataError(f'{where}: {count} frames; that column is the length of the video')
     pairs = tuple(p for p in (tuple(numbers[:2]), tuple(numbers[2:4])) if p!=(-1, -1))
-    return video_name(cells[0]), check_events(AnnotatedVideo(cells[1], pairs, count), where)
+    return video_name(cells[0]), check_events(AnnotatedVideo(cls, pairs, count), where)
 
 def read_annotation(
-    path, # official list, one with a seventh column of frame counts, or JSON; told apart by content
+    path, # official list, with or without frame counts, or JSON; told apart by content
 )->dict: # video name -> `AnnotatedVideo`, in the order of the file
     "When something is wrong in each test video. Raises `DataError` with file and line or name"
     return read_videos(path, official_line)
@@ -117,17 +129,21 @@ class RegionClips(Dataset):
         templates=TEMPLATES, # where videos lie, see `resolve_path`
         annotation=None, # official list or JSON whose segments are the truth; None takes the regions for it
         tokenize_clip:Callable|None=None, # for captions of whole clips, which may be longer; None: `tokenize`
+        frame_slack:int=2, # frames by which annotation and video may differ
     ):
         _check_drawing(frames, sampling, event_share, flip)
         self.json_path,self.frames,self.size = json_path,frames,tuple(size)
-        self.sampling,self.event_share,self.flip = sampling,event_share,flip
-        self.clips = read_regions(json_path)
+        self.sampling,self.event_share,self.flip,self.frame_slack = sampling,event_share,flip,frame_slack
+        read = read_regions(json_path)
+        self.region_notes = region_notes(read) # what limits the file, one line each
+        self.clips = [replace(c, tracks=tuple(t for t in c.tracks if t.shown)) for c in read]
         self.paths = [resolve_path(root, c.path, templates, c.where, class_folders) for c in self.clips]
         self._tokenise(tokenize_clip or tokenize, tokenize)
         self._take_truth(annotation)
 
     @property
     def names(self)->list: return [c.name for c in self.clips] # of the videos
+    def files(self)->list: return self.paths # of the videos
     def __len__(self): return len(self.clips)
     def __getitem__(self, i): return self._sample(i, None)
     def truth(self, name:str, n_frames:int)->np.ndarray: # True where something is wrong, (n_frames,) bool
@@ -171,18 +187,34 @@ RegionClips._take_truth = _take_truth
 # %% ../../nbs/data/14_ucf_crime.ipynb #9f522340
 def _reader(self, i): # of `RegionClips` or `AnnotatedClips`
     "Video `i`, opened, or `DataError` where it is not the one that was annotated"
-    name,path,reader = self.names[i],self.paths[i],VideoReader(self.paths[i])
-    if hasattr(self, 'clips'): check_length(self.clips[i], path, len(reader))
-    if self.annotation: check_count(self.annotation[name], name, path, len(reader))
+    reader = VideoReader(self.paths[i])
+    self._differences(i, reader)
     return reader
+
+def _differences(self, i, reader)->list: # lines, in which annotation and video differ without meaning another video
+    "`DataError` where video `i` is not the one that was annotated"
+    name,path,notes = self.names[i],self.paths[i],[]
+    tracks = self.clips[i].tracks if hasattr(self, 'clips') else ()
+    if tracks or self.segments[name]: reader.check_order()
+    else: notes += [f'{path}: {line}' for line in reader.shifts]
+    if tracks: notes += check_length(self.clips[i], path, len(reader), self.frame_slack)
+    if self.annotation and (note := check_count(self.annotation[name], name, path, len(reader), self.frame_slack)):
+        notes.append(f'{note}; the video is right')
+    return notes
+
+# %% ../../nbs/data/14_ucf_crime.ipynb #d3e4f506
+def _notes(self, i)->list: # lines
+    "What annotation and video `i` differ in without meaning another video"
+    return self._differences(i, VideoReader(self.paths[i]))
 
 def _check(self, i):
     "Raise `DataError` where video `i` is not as annotated, or does not decode at both ends"
     reader = self._reader(i)
     self.truth(self.names[i], len(reader))
+    reader.check_sizes()
     reader.get_batch([0, len(reader)-1])
 
-RegionClips._reader,RegionClips.check = _reader,_check
+RegionClips._reader,RegionClips._differences,RegionClips.notes,RegionClips.check = _reader,_differences,_notes,_check
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #b2a0667b
 def _choose_frames(
@@ -251,16 +283,18 @@ class AnnotatedClips(Dataset):
         frames:int, # T, frames per sample
         size:tuple[int,int], # (h, w) in pixels
         templates=TEMPLATES, # where videos lie, see `resolve_path`
+        frame_slack:int=2, # frames by which annotation and video may differ
     ):
         if frames<1:
             raise ConfigError(f'frames: {frames}; at least one frame per sample is needed')
         where = 'the annotation' if isinstance(annotation, dict) else str(annotation)
         self.annotation = annotation if isinstance(annotation, dict) else read_annotation(annotation)
-        self.frames,self.size = frames,tuple(size)
+        self.frames,self.size,self.frame_slack = frames,tuple(size),frame_slack
         self.segments,self.names = truth_segments(self.annotation),list(self.annotation)
         self.paths = find_videos(root, self.names, templates, where, class_folders)
 
     def __len__(self): return len(self.names)
+    def files(self)->list: return self.paths # of the videos
     def truth(self, name:str, n_frames:int)->np.ndarray: # True where something is wrong, (n_frames,) bool
         "Ground truth of a video, one label per frame"
         return frame_truth(self.segments[name], n_frames, name)
@@ -273,7 +307,8 @@ class AnnotatedClips(Dataset):
         return dict(name=self.names[i], frames=read_frames(reader, index, self.size),
             frame_index=torch.from_numpy(index), n_frames=torch.tensor(len(reader)))
 
-AnnotatedClips._reader,AnnotatedClips.check = _reader,_check
+AnnotatedClips._reader,AnnotatedClips._differences = _reader,_differences
+AnnotatedClips.notes,AnnotatedClips.check = _notes,_check
 
 # %% ../../nbs/data/14_ucf_crime.ipynb #1ed2c831
 def stable_key(

@@ -154,6 +154,31 @@ def timestamps(self:VideoReader)->np.ndarray: # in seconds, (frames,) float64
     n = len(self)
     return np.arange(n)/self.fps if self._source.facts is None else frame_seconds(self._source.facts)
 
+# %% ../../nbs/data/10_video.ipynb #58a6d17b
+@patch(as_prop=True)
+def shifts(self:VideoReader)->list: # in words; none of a file
+    "Why the numbers in the names of a folder's pictures may not be their places"
+    return self._source.shifts if self._source.facts is None else []
+
+@patch(as_prop=True)
+def mixed(self:VideoReader)->str: # in words; '' of a file, which says so as soon as it is decoded
+    "Which picture of a folder has another size"
+    return self._source.mixed if self._source.facts is None else ''
+
+# %% ../../nbs/data/10_video.ipynb #69b7e28c
+@patch
+def check_order(self:VideoReader):
+    "Raise `VideoError` where frame numbers of an annotation would mean other pictures than their names say"
+    if not self.shifts: return
+    raise VideoError(f"{self.path}: {'; '.join(self.shifts)}: events are annotated by frame, and would be matched with "
+                     'other pictures; add what is missing, or number the pictures through and annotate them so')
+
+@patch
+def check_sizes(self:VideoReader):
+    "Raise `VideoError` where the pictures of a folder differ in size"
+    if not self.mixed: return
+    raise VideoError(f'{self.path}: {self.mixed}; bring all frames to one size')
+
 # %% ../../nbs/data/10_video.ipynb #d93ebfd8
 def _in_turn(
     frames, # iterator of arrays, one per frame wanted, in the order of the file
@@ -271,7 +296,7 @@ def _info(
 )->VideoInfo:
     "What a reader knows, with its frames counted"
     f,n,rate,varies = reader._source.facts,len(reader),reader._fps,False
-    problems = list(f.problems) if f else []
+    problems = list(f.problems) if f else [*reader.shifts, *filter(None, [reader.mixed])]
     if f is not None: rate,varies = frame_rate(f)
     if f is not None and not problems and f.duration and rate and abs(f.duration-n/rate)>max(1, .05*f.duration):
         problems.append(f'the header announces {f.duration:.2f} s, the frames last {n/rate:.2f} s')

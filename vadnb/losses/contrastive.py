@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'exponentials', 'joined', 'over_blocks', 'over_bank', 'row_losses', 'world_size', 'gather_rows',
-           'mean_over_ranks', 'info_nce', 'n_candidates', 'retrieval_at_1', 'same_key_as', 'same_key', 'bank_info_nce',
-           'hard_negative', 'siglip']
+           'mean_over_ranks', 'measured', 'info_nce', 'n_candidates', 'retrieval_at_1', 'same_key_as', 'same_key',
+           'bank_info_nce', 'hard_negative', 'siglip']
 
 # %% ../../nbs/losses/30_contrastive.ipynb #3ef20ddc
 import torch
@@ -178,6 +178,18 @@ def mean_over_ranks(
 )->Tensor: # scalar
     "The mean over all rows, as the share whose average over processes (what DDP takes) is exact; 0 for no rows"
     return rows.sum()*(world_size()/max(total, 1))
+
+def measured(
+    value:Tensor, # a loss, scalar
+    *counts, # how many there are in this process of each thing that it compares: ints or tensors of one number
+)->Tensor: # scalar, without gradient
+    "A loss as a log should have it: NaN where all processes together have nothing of something"
+    # what the host knows is answered there
+    if world_size()==1 and all(isinstance(c, int) for c in counts): n = None
+    else: n = torch.stack([torch.as_tensor(c).to(value.device, non_blocking=True).reshape(()) for c in counts])
+    if n is None: return value.detach() if all(counts) else torch.full_like(value.detach(), torch.nan)
+    if world_size()>1: n = gather_rows(n[None])[0].sum(0)
+    return torch.where((n>0).all(), value.detach(), torch.nan)
 
 # %% ../../nbs/losses/30_contrastive.ipynb #4eb83e9f
 def _check(mask, n, candidates, name='mask'):

@@ -201,7 +201,7 @@ def forward(self:DetectionLoss,
     segments, # per sample (n, 2), start and end on the grid
     labels, # per sample (n,)
     names=None, # of the samples, for messages
-)->dict: # loss, and its parts cls and reg
+)->dict: # loss, its parts cls and reg, and how many places answer
     "What a detector's answers cost"
     logits,found = (at_least_float32(torch.cat(xs, 2)).transpose(1, 2) for xs in (out.logits, out.distances))
     valid,smooth = torch.cat(out.masks, 1), self.label_smoothing
@@ -216,4 +216,4 @@ def forward(self:DetectionLoss,
     off = diou_loss(_around(torch.where(positive[...,None], found, wanted)), _around(wanted))
     reg = torch.where(positive, off, 0).sum()/n
     reg = reg*(self.reg_weight if self.reg_weight>0 else self.balance(cls, reg))
-    return dict(loss=cls+reg, cls=cls, reg=reg)
+    return dict(loss=cls+reg, cls=cls, reg=reg, places=positive.sum())

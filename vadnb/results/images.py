@@ -21,7 +21,7 @@ from ..strangers import inert
 from ..data.mvtec import MASK_FOLDERS
 from ..data.mvtec import SUFFIXES
 from ..data.mvtec import visible_entries
-from ..data.mvtec import folders
+from ..data.mvtec import leads_nowhere
 from ..plots import figure_bytes
 from ..plots import save_figure
 from ..plots import short
@@ -291,11 +291,13 @@ def walk_images(
     while waiting:
         folder,above = waiting.pop()
         chain = (*above, folder.resolve())
-        try: inside,entries = folders(folder), visible_entries(folder)
+        try: entries = visible_entries(folder)
         except OSError as e:
             raise DataError(f'{folder}: cannot be read ({e.strerror}); make it readable, or move it away') from None
         found += [p for p in entries if p.is_file() and p.suffix.lower() in SUFFIXES]
-        for p in inside:
+        # what a link was to show is an image that cannot be read, and is listed as one
+        found += [p for p in entries if leads_nowhere(p) and p.suffix.lower() in ('', *SUFFIXES)]
+        for p in filter(Path.is_dir, entries):
             if p.resolve() in chain:
                 raise DataError(f'{p}: is a link that leads back to a folder above it; take it away')
             if p.name in MASK_FOLDERS: masks.append(p)

@@ -15,9 +15,11 @@ from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
 from ..core import did_you_mean
+from ..core import listed
 from ..core import write_atomic
 from .checkpoint import set_aside
 from .samples import how_many
+from .samples import lost_words
 from .samples import unreadable
 
 # %% ../../nbs/train/61_beginning.ipynb #24b1d7f8
@@ -52,12 +54,10 @@ def check_readable(
     parts = P.from_all(P.in_all(lambda: unreadable(items, bar)))
     L.unread = sorted((u for part in parts for u in part), key=lambda u: u.index)
     if not L.unread: return
-    first,more = L.unread[0].why, len(L.unread)-1
-    if more+1==n:
-        raise DataError(f'none of the {n} {what} can be read: {first}')
+    if len(L.unread)==n:
+        raise DataError(f'none of the {n} {what} can be read: {listed(u.why for u in L.unread)}')
     if L.cfg.train.on_bad_sample=='raise':
-        lost = f', {more} more of {n} {what} cannot be read' if more else f', one of {n} {what}'
-        raise DataError(f'{first}{lost}; or leave out what cannot be read with --train.on_bad_sample skip')
+        raise DataError(lost_words(L.unread, n, what))
 
 # %% ../../nbs/train/61_beginning.ipynb #c5f69a0d
 class Beginning:

@@ -7,6 +7,7 @@ __all__ = ['MOST', 'COUNTS', 'PARTS', 'process_state', 'loop_state', 'restore_pl
            'check_state', 'check_facts', 'restore', 'restore_callbacks']
 
 # %% ../../nbs/train/59_going_on.ipynb #c76c37ef
+import re
 from dataclasses import replace
 from pathlib import Path
 from ..core import CheckpointError
@@ -87,7 +88,7 @@ def first_difference(
     return next((found for name,x,y in pairs if (found := first_difference(x, y, name))), None)
 
 # %% ../../nbs/train/59_going_on.ipynb #e3a3018a
-MOST = 10**12 # steps and samples: more than any run has
+MOST = 2**53 # no run counts as far
 COUNTS = ('step', 'micro', 'epoch', 'per_epoch', 'batch', 'accumulate', 'samples')
 
 def whole_process(p): return isinstance(p, dict) and isinstance(p.get('callbacks'), dict) and 'random' in p
@@ -109,6 +110,10 @@ def check_state(
     bad += [] if bad else [k for k,holds in PARTS.items() if not holds(state.get(k))]
     bad += [] if bad or -MOST<state['shift']<MOST else ['shift']
     if not bad and not state['per_epoch']*state['batch']*state['accumulate']: bad = ['per_epoch']
+    # a checkpoint is named by its step, and an epoch is counted by its batches
+    named = re.fullmatch(r'step-(\d+)', Path(where).parent.name)
+    if not bad and named and int(named[1])!=state['step']: bad = ['step']
+    if not bad and state['epoch']!=state['micro']//state['per_epoch']: bad = ['epoch']
     if bad:
         raise CheckpointError(f"{where}: '{bad[0]}' is missing or damaged; go back to an older checkpoint")
     return state

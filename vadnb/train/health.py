@@ -240,7 +240,7 @@ class OscillationCheck(Check):
         L = self.learner
         if L.step%L.cfg.train.log_every or not L.main: return
         row = L.log.last('train')
-        if row.get('step')!=L.step: return
+        if row.get('step')!=L.step or row.get('loss') is None: return
         # a contrastive loss among many more candidates is another loss: it rises by arithmetic, its swings begin anew
         before,self.candidates = self.candidates, sum(v or 0. for k,v in row.items() if k.startswith('candidates/'))
         if self.candidates>2*max(before, 1.): self.start,self.recent = None, []

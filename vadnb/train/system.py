@@ -98,7 +98,7 @@ class System(nn.Module):
     calibration = calibrated_at = None # what the last scan found out for prediction, and the step of its weights
 
     def loss(self, batch):
-        "→ dict of scalars: 'loss' and its named parts"
+        "→ dict of scalars: 'loss' and its named parts, NaN for a part that the batches of all processes do not measure"
         raise missing(self, 'loss')
 
     def groups(self):

@@ -32,7 +32,8 @@ class Progress(Callback):
     def show(self, row):
         if row['kind']=='train':
             rate = max(v for k,v in row.items() if k.startswith('lr/'))
-            says = f"loss {row['loss']:.4g}, lr {rate:.2g}, data wait {row['data_wait']:.0%}"
+            says = f"loss {row['loss']:.4g}, " if row.get('loss') is not None else ''
+            says += f"lr {rate:.2g}, data wait {row['data_wait']:.0%}"
             if self.bar.disable:
                 print(f"{self.learner.cfg.name} step {row['step']}/{self.learner.total_steps}: {says}", file=sys.stderr)
             else: self.bar.set_postfix_str(says)

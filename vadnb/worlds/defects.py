@@ -167,6 +167,7 @@ class PlantedDefects(Dataset):
             raise ConfigError(f'size: {h}x{w} is too small for a defect; give at least 32x32 pixels')
 
     def __len__(self): return 2*len(self.data)
+    def files(self)->list: return self.data.files() # of the good images
     def check(self, i): self[i] # `DataError` where image `i` cannot be read, or no defect finds a place in it
     def __getitem__(self, i):
         if not 0<=i<len(self):

@@ -86,8 +86,15 @@ class Clips(ActionVideos):
         "Raise `DataError` where a clip cannot be opened, or decoded at both ends"
         i,view = self.place(k)
         for v in self.entries[i].videos if view==0 else ():
-            f = self.reader.plan(v).indices
-            opened_video(v, self.reader.picture_fps).get_batch(np.unique(f[[0, -1]]))
+            f,reader = self.reader.plan(v).indices, opened_video(v, self.reader.picture_fps)
+            reader.check_sizes()
+            reader.get_batch(np.unique(f[[0, -1]]))
+
+    def notes(self, k):
+        "What is odd about the pictures of a clip"
+        i,view = self.place(k)
+        videos = self.entries[i].videos if view==0 else ()
+        return [f'{v}: {line}' for v in videos for line in opened_video(v, self.reader.picture_fps).shifts]
 
 # %% ../../../nbs/systems/action_cls/01_data.ipynb #63e69021
 class ClipSets(Dataset):
@@ -109,6 +116,7 @@ class ClipSets(Dataset):
     def __getitem__(self, k): part,i = self.at(k); return part[i]
     def draw(self, k, rng): part,i = self.at(k); return part.draw(i, rng)
     def check(self, k): part,i = self.at(k); part.check(i)
+    def files(self)->list: return [Path(v) for p in self.parts for e in p.entries for v in e.videos] # of the clips
     def fingerprint(self): return '-'.join(p.fingerprint() for p in self.parts)
     augmented = property(lambda self: any(p.augmented for p in self.parts))
     # what is kept is kept by one process

@@ -229,10 +229,7 @@ def decoding_row(
     "Whether every video is what the annotation says"
     says = 'open, are as long as annotated, and decode at both ends'
     if not isinstance(items.source, VideoSource): says = 'have features that fit the annotation'
-    row = readable_row(what, items, f'all {len(items.videos)} videos {says}', skip)
-    notes = [n for v in items.videos for n in items.source.lay(v).notes] if row[1] else []
-    more = f'; and {len(notes)-1} more such' if notes[1:] else ''
-    return (*row[:2], row[2]+(f'; {notes[0]}' if notes else '')+more)
+    return readable_row(what, items, f'all {len(items.videos)} videos {says}', skip)
 
 def dropped_rows(
     annotation, # `ActionAnnotation`

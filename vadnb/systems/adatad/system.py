@@ -17,6 +17,7 @@ from ...core import DataError
 from ...strangers import shown
 from ...data.annotation import videos_of
 from ...data.augmentation import recolour
+from ...losses.contrastive import measured
 from ...losses.detection import DetectionLoss
 from ...models.actionformer import ActionFormer
 from ...models.resizing import resize_time
@@ -146,7 +147,9 @@ def loss(self:AdaTAD, batch):
     if self.training:
         held = SimpleNamespace(points=out.points, masks=out.masks)
         self.seen = [*self.seen[-63:], (held, segments, labels)]
-    return dict(loss=found['loss'], **{'loss/cls': found['cls'], 'loss/reg': found['reg']})
+    # where no place answers, there is no distance to be learned
+    reg = measured(found['reg'], found['places'])
+    return dict(loss=found['loss'], **{'loss/cls': found['cls'], 'loss/reg': reg})
 
 # %% ../../../nbs/systems/adatad/02_system.ipynb #ae8a7cb5
 @patch

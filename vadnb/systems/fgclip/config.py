@@ -31,6 +31,7 @@ DATA_RULES = [
     *at_least(1, 'frames valid_frames'),
     ('size', lambda d: len(d.size)==2 and min(d.size)>0, 'a height and a width'),
     ('paths', lambda d: bool(d.paths), 'at least one pattern'),
+    *at_least(0, 'frame_slack'),
     ('event_share', lambda d: 0<d.event_share<=1, 'above 0 and at most 1'),
     ('flip', lambda d: 0<=d.flip<=1, 'between 0 and 1'),
 ]
@@ -46,6 +47,7 @@ class DataConfig(SourceLimits):
     test_annotation:str|None = None # temporal annotation of it; the segments of a temporal annotation are the truth
     paths:list[str] = field(default_factory=lambda: list(TEMPLATES)) # below data_root: {path} {parent} {folder} {file}
     frames:int = 64 # frames sampled from a training video
+    frame_slack:int = 2 # frames by which annotation and video may differ; the video is right, and `verify` says so
     valid_frames:int|None = None # frames scored of a validation or test video; null takes as many as in training
     size:list[int] = field(default_factory=lambda: [224, 224]) # height and width; videos are squashed, never cropped
     sampling:Literal['uniform', 'segment', 'event'] = 'event' # training frames; evaluation is always uniform

@@ -144,7 +144,8 @@ def contrast(
     # of the pairs of all processes, so that each logs the same; before the push, because the bank gives views
     n,found = n_candidates(a, mask, bank_mask=old_mask, gather=True), retrieval_at_1(a, b, **some)
     rows = gather_rows(torch.stack([n, n.log(), found.expand(len(a))], 1))[0]
-    n,guess,found = rows.mean(0) if len(rows) else rows.new_zeros(3)
+    # nothing to compare is no answer, neither a right nor a wrong one
+    n,guess,found = rows.mean(0) if len(rows) else rows.new_tensor([0., torch.nan, torch.nan])
     whole = gather_rows(value.detach()[None])[0].mean()
     if bank is not None: push_bank(pairs, bank)
     res = {f'loss/{name}': value, f'candidates/{name}': n, f'scale/{name}': scale.exp().detach(),

@@ -23,6 +23,7 @@ from ...losses.background import quiet_loss
 from ...losses.captions import caption_keys
 from ...losses.captions import group_negatives
 from ...losses.contrastive import hard_negative
+from ...losses.contrastive import measured
 from ...models.clip import CLIP
 from ...models.clip import SIZES
 from ...models.clip import clip_config
@@ -38,6 +39,7 @@ from .features import chosen
 from .features import contrast
 from .features import look_at_clips
 from .features import on_host
+from .parameters import parameter_rows
 from .predict import predict_video
 from .scan import FrameScan
 from .scores import PromptScores
@@ -230,7 +232,17 @@ def loss(self:FGCLIP, batch):
     res = self.contrast_of('global', f.image, f.text, keys)
     res |= self.contrast_of('region', f.region, f.region_text, region_keys)
     res |= self.further_losses(f, batch)
-    return dict(loss=sum(getattr(w, f'{k[5:]}_weight')*v for k,v in res.items() if k.startswith('loss/'))) | res
+    total = sum(getattr(w, f'{k[5:]}_weight')*v for k,v in res.items() if k.startswith('loss/'))
+    return dict(loss=total) | res | self.measured_losses(f, res)
+
+# %% ../../../nbs/systems/fgclip/03_system.ipynb #e4f50617
+@patch
+def measured_losses(self:FGCLIP, f, res):
+    "The terms that may have nothing to compare, as a log should have them"
+    counts = dict(region=[len(f.region)], background=[len(f.region), 0 if f.background is None else len(f.background)],
+                  quiet=[0 if f.quiet is None else len(f.quiet)],
+                  hard_negative=[0 if f.negative_text is None else len(f.negative_text)])
+    return {f'loss/{k}': measured(res[f'loss/{k}'], *n) for k,n in counts.items() if f'loss/{k}' in res}
 
 @patch
 def further_losses(self:FGCLIP, f, batch):
@@ -297,6 +309,7 @@ def model_rows(self:FGCLIP):
     prompts = self.cfg.score.prompts
     return [('model', True, f'{sum(p.numel() for p in self.parameters()):,} parameters, {self.clip.patch_size}-pixel '
                             f'patches, {source}'),
+            *parameter_rows(self.clip, self.cfg),
             ('prompts', True, f"{sum(map(len, prompts.values()))} for {len(prompts)} classes: {', '.join(prompts)}")]
 
 @patch

@@ -52,6 +52,7 @@ class WithCalibration(Dataset):
 
     def __len__(self): return len(self.judged)+len(self.chosen)
     def check(self, i): self[i] # `DataError` where image `i` or its mask cannot be read
+    def files(self): return self.judged.files() # those that calibrate are learned from, too
     def place(self, i): # (whether it calibrates, data set, index in it)
         if not 0<=i<len(self):
             raise IndexError(f'image {i} of {len(self)}')
