@@ -18,7 +18,7 @@ from ..core import VadnbError
 from ..core import joined
 from ..core import listed
 from ..core import set_seed
-from ..data.shards import content_of
+from ..data.contents import content_of
 from ..switches import unread_lines
 from .card import plain_facts
 from .feed import epoch_batches
