@@ -4,11 +4,12 @@ import numpy as np, pytest
 from PIL import Image
 from command import vadnb
 from test_uniad_system import config, few_pictures, picture, train, words
-from vadnb.core import DataError, read_json
+from vadnb.commands.use import measured_split
+from vadnb.core import ConfigError, DataError, read_json
 from vadnb.data.image_lists import read_meta
 from vadnb.data.masks import read_mask
 from vadnb.data.mvtec import read_folder, read_tree, write_tree_meta
-from vadnb.systems.registry import load_run
+from vadnb.systems.registry import load_config, load_run
 from vadnb.systems.uniad.system import read_input
 
 @pytest.fixture
@@ -172,3 +173,13 @@ def test_names_that_are_not_utf8(tmp_path):
     os.rename(tmp_path/'good'/'1.png', os.fsencode(tmp_path/'good')+b'/\xff.png')
     with pytest.raises(DataError, match=r"udcff.png': its name is not UTF-8") as told: read_folder(tmp_path)
     assert str(told.value).encode()
+
+# ---------------------------------------------------------------- no substitute
+
+@pytest.mark.parametrize('system,more,keys', [('fgclip', '--data.test_json null --data.test_annotation null', '--data.test_json, --data.test_annotation'), ('adatad', '--data.test null', '--data.test'), ('action_cls', '--data.test []', '--data.test'), ('uniad', '', '--data.test')])
+def test_evaluation_without_test_data_is_an_error(cases, tmp_path, system, more, keys):
+    "Never the planted defects, nor any other validation data, in place of what is not there"
+    root = shutil.copytree(cases/'ad2_layout', tmp_path/'data')
+    shutil.rmtree(root/'cable/test_public')
+    data = load_config(f'{system}_demo', ['--data_root', str(root), *more.split()]).make_data()
+    with pytest.raises(ConfigError, match=f'names no test data; set (one of )?{keys}$'): measured_split(data)
