@@ -6,8 +6,9 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 
 # what takes longest begins first, so that the two processes of `make test` end together
-LONGEST = ['cli', 'uniad_system', 'action_cls', 'processes', 'third_system', 'real', 'fgclip_system', 'report', 'checkpoint_faults', 'spine_images',
-           'fgclip_health', 'pretend_cuda', 'uniad_distributed', 'uniad_pictures', 'fastcore', 'passes', 'resume', 'image_prediction']
+LONGEST = ['uniad_system', 'cli', 'fgclip_system', 'action_cls', 'processes', 'report', 'adatad', 'unread', 'fgclip_health', 'pretend_cuda', 'real',
+           'image_prediction', 'uniad_pictures', 'prediction', 'layout', 'backbone', 'video', 'checkpoint_faults', 'spine_images', 'third_system',
+           'uniad_distributed', 'fastcore', 'passes', 'resume', 'lora']
 
 def pytest_configure(config):
     "Without this, pytest-xdist begins with the files of most tests, which are quick ones"

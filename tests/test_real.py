@@ -3,6 +3,7 @@ import json, multiprocessing, os, signal, time
 from pathlib import Path
 import pytest
 import vadnb.systems.fgclip
+from command import vadnb as command
 from toy_system import SPENT
 from vadnb import cli
 from vadnb.core import read_jsonl
@@ -25,11 +26,12 @@ def finish(process):
     process.join(600)
     return process.exitcode
 
-def train(shared, runs, name):
+def training(shared, runs, name):
+    "The words of a command that trains on the real clips"
     annotation = here/'real'/'clips.json'
     words = ['train', '--config', 'fgclip_ucf_debug', '--data_root', shared/'data', '--data.train_json', annotation, '--data.valid_json', annotation,
              '--data.test_json', annotation, '--data.test_annotation', 'null', '--runs', runs, '--name', name, *small]
-    return start([str(w) for w in words])
+    return [str(w) for w in words]
 
 def curve(run):
     "What a run logged, without the clock"
@@ -39,13 +41,15 @@ def curve(run):
 def runs(shared, tmp_path_factory):
     "One run left alone, and one killed with SIGKILL in the middle and started again"
     folder = tmp_path_factory.mktemp('runs')
-    assert finish(train(shared, folder, 'whole'))==0
-    process = train(shared, folder, 'killed')
+    # the first in this process: what it imports, the children have
+    code,_,err = command(*training(shared, folder, 'whole'))
+    assert code==0, err
+    process = start(training(shared, folder, 'killed'))
     deadline = time.time()+600
     while not (folder/'killed'/'checkpoints'/'step-000004').exists() and process.is_alive() and time.time()<deadline: time.sleep(.01)
     os.kill(process.pid, signal.SIGKILL)
     assert finish(process)==-signal.SIGKILL, 'the run was over before it could be killed'
-    assert finish(train(shared, folder, 'killed'))==0
+    assert finish(start(training(shared, folder, 'killed')))==0
     return folder
 
 def test_a_killed_run_resumes_with_an_identical_curve(runs):
@@ -63,7 +67,8 @@ def test_the_last_checkpoints_hold_the_same_tensors(runs):
         assert [k for k in a if not a[k].equal(b[k])]==[], part
 
 def test_it_evaluates(runs):
-    assert finish(start(['eval', '--run', str(runs/'whole')]))==0
+    code,_,err = command('eval', '--run', runs/'whole')
+    assert code==0, err
     found = json.loads((runs/'whole'/'eval.json').read_text())['metrics']
     logged = [r for r in read_jsonl(runs/'whole'/'log.jsonl') if r['kind']=='valid']
     best = [r for r in read_jsonl(runs/'whole'/'log.jsonl') if r['kind']=='best'][-1]
@@ -72,7 +77,8 @@ def test_it_evaluates(runs):
 
 def test_it_scores_the_real_ucf_crime_clip(runs, shared, tmp_path):
     video = shared/'data'/'ucf_crime'/'clips'/'Fighting033_x264_570_841.mp4'
-    assert finish(start(['predict', '--run', str(runs/'whole'), str(video), '--out', str(tmp_path)]))==0
+    code,_,err = command('predict', '--run', runs/'whole', video, '--out', tmp_path)
+    assert code==0, err
     found = json.loads((tmp_path/f'{video.stem}.json').read_text())
     assert found['frames']==len(found['scores'])==271 and all(0<=s<=1 for s in found['scores'])
     rows = (tmp_path/f'{video.stem}.csv').read_text().splitlines()
