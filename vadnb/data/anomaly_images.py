@@ -122,10 +122,6 @@ class AnomalyImages(Dataset):
     @property
     def augmented(self)->bool:
         return bool(self.hflip or self.vflip or self.rotate) # whether `draw` differs from `self[i]`
-    @property
-    def unmasked(self)->list: # names
-        "Defective images that pixel metrics leave out"
-        return [r.name for r in self.records if r.label and r.mask is None]
 
 # %% ../../nbs/data/22_anomaly_images.ipynb #79daa6d9
 def _draw(
@@ -147,6 +143,8 @@ def _counts(self)->dict: # class -> dict of good, defective, unmasked
     return {c: {k: n[c, k] for k in ('good', 'defective', 'unmasked')} for c in self.classes}
 
 AnomalyImages.draw,AnomalyImages.counts = _draw,_counts
+# names of defective images that pixel metrics leave out
+AnomalyImages.unmasked = property(lambda self: [r.name for r in self.records if r.label and r.mask is None])
 
 # %% ../../nbs/data/22_anomaly_images.ipynb #6871986b
 def class_bits(

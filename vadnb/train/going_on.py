@@ -98,6 +98,7 @@ PARTS = dict(resumed=lambda v: type(v) is bool, warmup=lambda v: {*v}=={'epochs'
              processes=lambda v: all(map(whole_process, v)),
              scaler=lambda v: v is None or isinstance(v, dict))
 
+# %% ../../nbs/train/59_going_on.ipynb #0a257875
 def check_state(
     state, # what a checkpoint holds of the loop
     where, # its file, for the message
