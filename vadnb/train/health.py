@@ -238,8 +238,8 @@ def oscillates(
     "Whether the swings of a loss grow while its mean does not fall"
     if len(losses)<2*window: return False
     before,after = np.asarray(losses[-2*window:-window], float), np.asarray(losses[-window:], float)
-    least = max(2*residual(before), .1*abs(after.mean()), .05*abs(start))
-    return bool(residual(after)>least and after.mean()>=before.mean())
+    mean = after.mean()
+    return bool(mean>=before.mean() and residual(after)>max(2*residual(before), .1*abs(mean), .05*abs(start)))
 
 # %% ../../nbs/train/54_health.ipynb #9ba71aca
 class OscillationCheck(Check):
