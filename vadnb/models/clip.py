@@ -22,7 +22,6 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from ..core import CheckpointError, ConfigError, DataError, did_you_mean, read_json
-from ..strangers import shown
 from .aggregate import at_least_float32
 from .clip_weights import clip_shape, common_names, copy_weights, stretch_positions
 from .resizing import image_tokens
@@ -75,7 +74,7 @@ class ClipTokenizer:
         text:str, # one caption
     )->list: # its ids with start and end token, of any length
         "The whole caption; `len(ids(text))` is what a token budget is checked against"
-        if not isinstance(text, str): raise DataError(f'caption: text is needed, found {type(text).__name__} ({shown(text)})')
+        if not isinstance(text, str): raise DataError(f'caption: text is needed, found {type(text).__name__} ({text!r:.60})')
         return self.tokenizer(clean_text(text))['input_ids']
 
     def __call__(self,

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['NEEDED', 'read_log']
 
-# %% ../../nbs/train/64_log_rows.ipynb #c79d3136
+# %% ../../nbs/train/64_log_rows.ipynb #45f74a66
 from ..core import CheckpointError
 from ..core import read_jsonl
 from ..strangers import shown
 
-# %% ../../nbs/train/64_log_rows.ipynb #16e2d5ec
+# %% ../../nbs/train/64_log_rows.ipynb #daaf1459
 # kind of row → what those who go on from it read of it, and its test
-NEEDED = {'end': ('status', lambda v: isinstance(v, str)), 'resume': ('from', lambda v: isinstance(v, str) and '\0' not in v),
+NEEDED = {'end': ('status', lambda v: isinstance(v, str)),
+          'resume': ('from', lambda v: isinstance(v, str) and '\0' not in v),
           'pictures': ('names', lambda v: isinstance(v, list)),
           'best': ('metric', lambda v: isinstance(v, str))}
 
