@@ -259,7 +259,7 @@ def origin(
     except ConfigError as e: return where if message in errors_of(e) else f'command line, over {where}'
     return f'command line, over {where}'
 
-# %% ../nbs/02_config.ipynb #ac24cf17
+# %% ../nbs/02_config.ipynb #147b0b46
 def without(tree, key):
     "A nested mapping without one of its dotted keys"
     first,_,rest = key.partition('.')
@@ -271,6 +271,7 @@ def without_option(words, key):
     at = next(i for i,w in enumerate(words) if w.split('=')[0]==f'--{key}')
     return words[:at]+words[at+1+('=' not in words[at]):]
 
+# %% ../nbs/02_config.ipynb #e5027b92
 def parsed(
     parse, # takes what was given; raises for the first value that is of another type
     given, # a nested mapping, or words of the command line

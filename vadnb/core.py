@@ -17,7 +17,7 @@ from pathlib import Path
 class VadnbError(Exception): "What the user can put right: the message names the file, the field and the fix"
 class ConfigError(VadnbError): "A configuration key or value that cannot be used"
 
-# %% ../nbs/00_core.ipynb #6bbd79ad
+# %% ../nbs/00_core.ipynb #554704a9
 class ConfigErrors(ConfigError):
     "Several of them, in one line"
     def __init__(self, each): super().__init__(each); self.each = each
@@ -29,6 +29,7 @@ def errors_of(
     "What an error says, one by one"
     return getattr(error, 'each', [str(error)])
 
+# %% ../nbs/00_core.ipynb #91e6c719
 def raise_all(
     messages, # of all that is wrong; the same one twice is one
 ):
@@ -221,7 +222,7 @@ def read_yaml(
         raise error(f'{path}: must hold `key: value` lines, found {found}')
     return res
 
-# %% ../nbs/00_core.ipynb #affa6fb5
+# %% ../nbs/00_core.ipynb #a9d2ec30
 def remove(
     path, # file, link or folder; nothing there is fine
 ):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ALONE', 'shown', 'plain_text', 'PlainOutput', 'plain_output', 'inert', 'cell_text', 'alone']
 
-# %% ../nbs/06_strangers.ipynb #f1ccf693
+# %% ../nbs/06_strangers.ipynb #9d628040
 import contextlib, json, re, sys, unicodedata
 from pathlib import Path
 
-# %% ../nbs/06_strangers.ipynb #aaeaf882
+# %% ../nbs/06_strangers.ipynb #c0df0fea
 def _pieces(
     value, # anything
     most:int, # letters that matter
@@ -30,7 +30,7 @@ def _pieces(
         try: yield repr(value)
         except ValueError: yield 'a whole number of thousands of digits'
 
-# %% ../nbs/06_strangers.ipynb #2ff0fd56
+# %% ../nbs/06_strangers.ipynb #17cc5e8e
 def shown(
     value, # anything
     most:int=60, # letters
@@ -43,15 +43,16 @@ def shown(
         if len(res)>most: return res[:most-1]+'…'
     return res
 
-# %% ../nbs/06_strangers.ipynb #96ae614f
+# %% ../nbs/06_strangers.ipynb #8503d6a8
 def plain_text(
     text:str, # perhaps with a name in it that others chose
 )->str: # the same length
     "Text without signs that a terminal would obey or could not print: `?` is in their place"
     # control and format signs, halves of characters, unassigned ones, separators of lines and paragraphs
-    def sign(c): return '?' if unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Cn', 'Zl', 'Zp') and c not in '\n\t' else c
-    return text if text.isascii() and text.isprintable() else ''.join(map(sign, text))
+    obeyed = lambda c: unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Cn', 'Zl', 'Zp') and c not in '\n\t'
+    return text if text.isascii() and text.isprintable() else ''.join('?' if obeyed(c) else c for c in text)
 
+# %% ../nbs/06_strangers.ipynb #8842c3ea
 class PlainOutput:
     "A stream that is written to as `plain_text`"
     def __init__(self, stream): self.stream = stream
@@ -62,7 +63,7 @@ def plain_output(): # context
     "Inside, nothing that is printed can be obeyed by a terminal"
     return contextlib.redirect_stdout(PlainOutput(sys.stdout))
 
-# %% ../nbs/06_strangers.ipynb #59c19f08
+# %% ../nbs/06_strangers.ipynb #10165e73
 def inert(
     cell, # text or number
 ): # the same; text that a spreadsheet would run has a quote in front
@@ -78,7 +79,7 @@ def cell_text(
     "What stood in a cell"
     return cell[1:] if re.match(r"'+[=+\-@\t\r\n]", cell) else cell
 
-# %% ../nbs/06_strangers.ipynb #4d1a24a8
+# %% ../nbs/06_strangers.ipynb #5112447a
 ALONE = '''
 import json, sys
 from importlib import util

@@ -59,7 +59,7 @@ def stopped_by_signal(
     name = (learner.stop or '').removeprefix('received ')
     return 128+signal.Signals[name] if learner.step<learner.total_steps and name in signal.Signals.__members__ else 0
 
-# %% ../../nbs/commands/01_training.ipynb #bc9789f4
+# %% ../../nbs/commands/01_training.ipynb #59a77a98
 def kept(
     learner, # after its last step
 )->str:
@@ -89,7 +89,8 @@ def train(
     report = write_report(learner.run)
     print(f"{learner.log.last('end')['status']} at step {learner.step} of {learner.total_steps}: {learner.run}")
     if code := stopped_by_signal(learner):
-        warn(f"{learner.stop}; {kept(learner)}; go on with: {shlex.join(['vadnb', 'train', '--config', config, *overrides])}")
+        again = shlex.join(['vadnb', 'train', '--config', config, *overrides])
+        warn(f'{learner.stop}; {kept(learner)}; go on with: {again}')
     if learner.metrics: print_metrics(learner.metrics, cfg.system)
     if learner.valid is None: print('no validation data: the last checkpoint is the chosen one')
     print(f'report: {report}')

@@ -235,7 +235,7 @@ def tell(
         for line in lines: print(line)
         print(f"  {', '.join(map(str, files[:6]))}{f' and {len(files)-6} more' if files[6:] else ''}")
     n,seconds = counts['scored']+counts['lost'], max(time.perf_counter()-start, 1e-9)
-    if counts['scored']>1: print(f"  {counts['scored']} scored in {seconds:.1f} s, {counts['scored']/seconds:.3g} a second")
+    if (good := counts['scored'])>1: print(f'  {good} scored in {seconds:.1f} s, {good/seconds:.3g} a second')
     if counts['lost'] and n>1: complain(f"{counts['lost']} of {n} could not be scored")
     return 3 if code and some else code
 
@@ -253,6 +253,7 @@ def check_inputs(
         if not Path(path).exists():
             raise DataError(f'{path}: no such file or folder')
 
+# %% ../../nbs/commands/02_use.ipynb #7297e8cc
 def check_place(
     inputs, # paths
     out, # folder for the results
@@ -279,6 +280,7 @@ def check_place(
             raise DataError(f'{out/held[0]}: results of {path} lie there, and nothing is written over; choose another '
                             '--out, or remove them')
 
+# %% ../../nbs/commands/02_use.ipynb #3cf3b2ce
 def warn_of_other_weights(
     system, # as `load_run` gives it
     folder, # its checkpoint

@@ -149,6 +149,7 @@ def quiet():
         if category.__module__.startswith('vadnb'): warn(message)
     warnings.showwarning = show
 
+# %% ../../nbs/commands/00_words.ipynb #d4356722
 def bar(
     what:str, # what goes on
     unit:str, # what is counted, in the singular

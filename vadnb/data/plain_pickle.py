@@ -26,6 +26,12 @@ def _opcodes(
             yield at, op.name, ast.literal_eval('b'+printed).decode('latin1')
 
 # %% ../../nbs/data/23_plain_pickle.ipynb #852f05e1
+def _key(k):
+    # the hash of a tuple is that of all that it holds
+    if type(k) is tuple and any(type(x) is tuple for x in k):
+        raise ValueError(f'{shown(k)} is no key')
+    return k
+
 class _Stack:
     "The values of a pickle while it is read"
     def __init__(self): self.values,self.marks,self.memo = [],[],{}
@@ -33,12 +39,7 @@ class _Stack:
     def push(self, v): self.values.append(v)
     def append(self, v): self.values[-1].append(v)
     def extend(self, v): self.values[-1].extend(v)
-    def update(self, pairs):
-        for k,v in pairs:
-            # the hash of a tuple is that of all that it holds
-            if type(k) is tuple and any(type(x) is tuple for x in k):
-                raise ValueError(f'{shown(k)} is no key')
-            self.values[-1][k] = v
+    def update(self, pairs): self.values[-1].update((_key(k), v) for k,v in pairs)
     def since(self): # what lies above the last mark
         n = self.marks.pop()
         top,self.values[n:] = self.values[n:],[]
@@ -51,6 +52,7 @@ class _Stack:
         v,k = self.values.pop(),self.values.pop()
         self.update([(k, v)])
 
+# %% ../../nbs/data/23_plain_pickle.ipynb #3cc12641
 _VALUES = {'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'STRING', 'BINSTRING', 'SHORT_BINSTRING',
     'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'FLOAT', 'BINFLOAT'}
 _FIXED = dict(NONE=None, NEWTRUE=True, NEWFALSE=False, EMPTY_TUPLE=())
@@ -81,12 +83,13 @@ def _plain_value(
         elif name in ('GLOBAL', 'INST'):
             raise _Foreign(f"byte {at}: asks for the class {arg.replace(' ', '.')}")
         elif name=='STACK_GLOBAL':
-            raise _Foreign(f"byte {at}: asks for the class {'.'.join(v if isinstance(v, str) else shown(v) for v in s.values[-2:])}")
+            names = (v if isinstance(v, str) else shown(v) for v in s.values[-2:])
+            raise _Foreign(f"byte {at}: asks for the class {'.'.join(names)}")
         else:
             raise _Foreign(f'byte {at}: asks to build an object ({name})')
     raise ValueError('it ends early')
 
-# %% ../../nbs/data/23_plain_pickle.ipynb #0054d035
+# %% ../../nbs/data/23_plain_pickle.ipynb #7072d7e7
 MOST = 50_000_000 # values of a file, each as often as it is met
 
 def _check_size(

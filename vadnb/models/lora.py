@@ -84,7 +84,7 @@ def places(
     linear = [n for n,m in model.named_modules() if isinstance(m, nn.Linear)]
     res = [n for n in linear if options.wants(n)]
     if not res:
-        raise ConfigError(f"lora targets: {shown(options.targets, 120)} fits none of the model's {len(linear)} matrices, "
+        raise ConfigError(f"lora targets: {shown(options.targets, 99)} fits none of the model's {len(linear)} matrices, "
                           "such "
                           f"as '{linear[0] if linear else None}'; expressions are compared with the whole path")
     return res
@@ -204,8 +204,8 @@ def read_options(
     off = lambda k, v: v in (None, False, 'none') or v in ([], {})
     for key,value in config.items():
         if key not in TOLD and key not in HELD and not off(key, value):
-            raise CheckpointError(f"{where}: '{key}' is {shown(value)}, which is not supported; merge the adapter where "
-                                  'it was trained, and give the merged model')
+            raise CheckpointError(f"{where}: '{key}' is {shown(value)}, which is not supported; merge the adapter "
+                                  'where it was trained, and give the merged model')
     lost = [k for k in ('r', 'lora_alpha', 'target_modules') if not config.get(k)]
     if lost:
         raise CheckpointError(f"{where}: '{lost[0]}' is missing; take the file from the run again")

@@ -279,7 +279,8 @@ def table(self:ActionPrediction)->str: # CSV text
     rows.writerow(['label', 'start', 'end', 'score', 'meant', 'start_frame', 'end_frame'])
     for r in self.surest(len(self.scores)):
         times = (f'{t:.3f}' for t in r['seconds'])
-        rows.writerow([inert(r['label']), *times, f"{r['score']:.6f}", int(r['score']>=self.threshold), r['start'], r['end']])
+        said = f"{r['score']:.6f}", int(r['score']>=self.threshold)
+        rows.writerow([inert(r['label']), *times, *said, r['start'], r['end']])
     return text.getvalue()
 
 # %% ../../nbs/results/18_actions.ipynb #f346f18b

@@ -123,7 +123,8 @@ def named_files(
 )->dict: # path -> name of the image it belongs to, '' where it belongs to all; in the order in which they are written
     "The files of a prediction. Raises `DataError` where two would be one"
     res = {folder/f: '' for f in ('scores.csv', 'predictions.json', *['contact_sheet.png']*(pictures!='none'))}
-    ends = *[('maps', '.png')]*(pictures=='all'), ('maps', '.npz'), ('maps', '.layers.json'), *[('overlays', '.png')]*overlay
+    drawn,marked = [('maps', '.png')]*(pictures=='all'), [('overlays', '.png')]*overlay
+    ends = *drawn, ('maps', '.npz'), ('maps', '.layers.json'), *marked
     for name,_ in inputs:
         for part,end in ends:
             f = folder/part/PurePosixPath(name).with_suffix(end)
@@ -192,7 +193,7 @@ def contact_sheet(self:ImagePredictions,
 @patch
 def _repr_png_(self:ImagePredictions)->bytes: return figure_bytes(self.contact_sheet(), 'png', 80)
 
-# %% ../../nbs/results/12_images.ipynb #fae5a111
+# %% ../../nbs/results/12_images.ipynb #c2bc509f
 WORST = 48 # as many as a contact sheet shows
 
 @patch
@@ -214,6 +215,7 @@ def save_own(self:ImagePrediction,
     "Write the files of one image"
     write_image_files(self, files, pictures=='all')
 
+# %% ../../nbs/results/12_images.ipynb #2ee66197
 @patch
 def rest_files(self:ImagePredictions,
     place, # where results go
@@ -234,6 +236,7 @@ def save_rest(self:ImagePredictions,
     if files[2:]: save_figure(self.contact_sheet(), files[2], dpi=110)
     for p,f in zip(self.by_score(), files[3:]): save_figure(p.figure(), f, dpi=110)
 
+# %% ../../nbs/results/12_images.ipynb #f56251c2
 @patch(cls_method=True)
 def place_of(cls:ImagePredictions,
     source, # file or folder that is predicted

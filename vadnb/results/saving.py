@@ -24,7 +24,7 @@ def signed_results(
         # while the next is predicted, nothing of this one is held
         found = None
 
-# %% ../../nbs/results/13_saving.ipynb #7d9f3c19
+# %% ../../nbs/results/13_saving.ipynb #3167afbb
 def claim(
     files, # paths that are to be written
     name:str, # of the result that they are written for
@@ -75,7 +75,7 @@ class Early:
         place = found.collection.place_of(self.source, self.folder)
         return found.own_files(self.source, place, self.overlay, self.pictures)
 
-# %% ../../nbs/results/13_saving.ipynb #04c3b090
+# %% ../../nbs/results/13_saving.ipynb #4f10decb
 def save_one_of_many(
     found, # a result whose class names a collection
     early:Early, # how its own files are written
@@ -89,7 +89,7 @@ def save_one_of_many(
         found.save_own(files, early.pictures)
     except DataError as e: return Saved([], [], e)
 
-# %% ../../nbs/results/13_saving.ipynb #861e1e32
+# %% ../../nbs/results/13_saving.ipynb #f28a2e97
 def save_each(
     results, # from `System.predict`: results and exceptions
     early:Early, # source, folder, and what is drawn
@@ -110,13 +110,14 @@ def save_each(
             saved = save_one_of_many(found, early, files, written, guard)
             if saved is None: waiting.setdefault(together, []).append(found)
         else:
-            saved,over = save_result(found, early.folder, early.overlay, written, guard), getattr(found, 'overview', None)
+            saved = save_result(found, early.folder, early.overlay, written, guard)
+            over = getattr(found, 'overview', None)
             if over is not None and saved.error is None: waiting.setdefault(over, []).append(found)
         if saved: yield saved
         # while the next is predicted, nothing of this one is held
         found = None
 
-# %% ../../nbs/results/13_saving.ipynb #9ba57f02
+# %% ../../nbs/results/13_saving.ipynb #fc384711
 def save_collections(
     waiting:dict, # collection or overview → all results of it
     early:Early, # source, folder, and what is drawn

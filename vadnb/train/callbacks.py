@@ -10,6 +10,7 @@ __all__ = ['Callback', 'handlers', 'RunLog', 'rates', 'peak_memory', 'spent', 'm
 import json, math, resource, sys, time
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
@@ -269,17 +270,20 @@ class Checkpoints(Callback):
     def after_fit(self):
         if self.saved!=self.learner.step: self.save()
 
-    def save(self):
-        L = self.learner
-        # a folder that was taken away would be made again, with half of a run in it
-        L.processes.in_main(L.folder.check_there)
-        parts = system_parts(L.system) | dict(state=loop_state(L, L.processes.from_all(process_state(L))))
-        if L.cfg.train.ema: parts['ema'] = L.callback(Averaging).weights.average
-        beside = beside_parts(L.system, L.data, L.cfg.system)
-        best,keep = L.callback(Evaluate).best_step==L.step, L.cfg.train.keep or 0
-        path = L.processes.in_main(lambda: save_checkpoint(L.run, L.step, parts, keep, best, beside))
-        L.log.row('checkpoint', L.step, path=f'checkpoints/{path.name}')
-        self.saved = L.step
+# %% ../../nbs/train/53_callbacks.ipynb #23d33e46
+@patch
+def save(self:Checkpoints):
+    "Write a checkpoint of this step"
+    L = self.learner
+    # a folder that was taken away would be made again, with half of a run in it
+    L.processes.in_main(L.folder.check_there)
+    parts = system_parts(L.system) | dict(state=loop_state(L, L.processes.from_all(process_state(L))))
+    if L.cfg.train.ema: parts['ema'] = L.callback(Averaging).weights.average
+    beside = beside_parts(L.system, L.data, L.cfg.system)
+    best,keep = L.callback(Evaluate).best_step==L.step, L.cfg.train.keep or 0
+    path = L.processes.in_main(lambda: save_checkpoint(L.run, L.step, parts, keep, best, beside))
+    L.log.row('checkpoint', L.step, path=f'checkpoints/{path.name}')
+    self.saved = L.step
 
 # %% ../../nbs/train/53_callbacks.ipynb #aa032dad
 class EarlyStopping(Callback):

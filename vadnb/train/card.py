@@ -42,7 +42,7 @@ def check_file_name(
 ):
     "Raise `CheckpointError` for a name that is no plain file name or takes the place of another file"
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z][\w.-]{0,63}', name):
-        raise CheckpointError(f'{where}: {shown(name, 80)} cannot be the name of a file; use letters, digits, _, - and .')
+        raise CheckpointError(f'{where}: {shown(name)} cannot be the name of a file; use letters, digits, _, - and .')
     stem,_,ending = name.rpartition('.')
     if stem in TAKEN or stem in parts and ending in ('safetensors', 'json'):
         raise CheckpointError(f"{where}: a file cannot be called '{name}', which belongs to the checkpoint itself")

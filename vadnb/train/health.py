@@ -66,6 +66,7 @@ def add(self:Health, code, severity, message, key, evidence):
     if severity=='fault':
         raise HealthError(message)
 
+# %% ../../nbs/train/54_health.ipynb #7e5fa1d2
 @patch
 def take_back(self:Health, code, key):
     "A finding is true no more; the log keeps it, with a row that says so"
@@ -160,9 +161,11 @@ class GradientsCheck(Check):
             self.find('warning', f'{len(names)} trainable parameters have received no gradient in {looks} looks in a '
                       f'row ({a_few_of(names)}): the loss does not depend on them; use them, or freeze them',
                       parameters=names)
-    def state(self): return HOLDS if self.looks>=(3 if self.health.done else 5) else WAITS
     def state_dict(self): return dict(without=self.without, looks=self.looks)
     def load_state_dict(self, state): self.without,self.looks = state['without'], state['looks']
+
+@patch
+def state(self:GradientsCheck): return HOLDS if self.looks>=(3 if self.health.done else 5) else WAITS
 
 # %% ../../nbs/train/54_health.ipynb #8b386b17
 class FiniteCheck(Check):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Signs', 'Watch']
 
-# %% ../../nbs/train/67_watch.ipynb #cb853d34
+# %% ../../nbs/train/67_watch.ipynb #3982a406
 import atexit, os, sys, threading, time
 from datetime import timedelta
+from fastcore.basics import patch
 
-# %% ../../nbs/train/67_watch.ipynb #266488e4
+# %% ../../nbs/train/67_watch.ipynb #5ee80f87
 class Signs:
     "When each process was last known to live"
     def __init__(self,
@@ -32,7 +33,7 @@ class Signs:
         self.last = now
         return [r for r,(_,at) in self.seen.items() if now-at>self.patience]
 
-# %% ../../nbs/train/67_watch.ipynb #c131e28d
+# %% ../../nbs/train/67_watch.ipynb #ddf5ac1b
 class Watch:
     "Signs of life between processes, in threads beside the work"
     def __init__(self,
@@ -51,41 +52,49 @@ class Watch:
         for f in (self.beat, self.judge): threading.Thread(target=f, daemon=True).start()
         atexit.register(self.leave)
 
-    def beat(self):
-        n = 0
-        while not self.over.wait(self.signs.patience/15):
-            try:
-                n += 1
-                self.store.set(str(self.rank), str(n))
-                heard = [(r, self.store.get(str(r))) for r in [*self.signs.seen] if self.store.check([str(r)])]
-            # the first process holds the store, and is gone with it
-            except RuntimeError: self.over.set(); return
-            self.answered = now = time.monotonic()
-            with self.lock:
-                for r,sign in heard: self.signs.hear(r, sign, now)
+# %% ../../nbs/train/67_watch.ipynb #386b52b4
+@patch
+def beat(self:Watch):
+    "Give signs, and hear those of the others"
+    n = 0
+    while not self.over.wait(self.signs.patience/15):
+        try:
+            n += 1
+            self.store.set(str(self.rank), str(n))
+            heard = [(r, self.store.get(str(r))) for r in [*self.signs.seen] if self.store.check([str(r)])]
+        # the first process holds the store, and is gone with it
+        except RuntimeError: self.over.set(); return
+        self.answered = now = time.monotonic()
+        with self.lock:
+            for r,sign in heard: self.signs.hear(r, sign, now)
 
-    def judge(self):
-        while not self.over.wait(self.signs.patience/45):
-            now = time.monotonic()
-            with self.lock:
-                slept = now-self.signs.last>self.signs.patience/3
-                silent = self.signs.silent(now)
-            if slept: self.answered = now
-            if self.rank and now-self.answered>self.signs.patience: silent = [0]
-            if silent: self.end(silent)
+@patch
+def judge(self:Watch):
+    "Look whether one of them has fallen silent"
+    while not self.over.wait(self.signs.patience/45):
+        now = time.monotonic()
+        with self.lock:
+            slept = now-self.signs.last>self.signs.patience/3
+            silent = self.signs.silent(now)
+        if slept: self.answered = now
+        if self.rank and now-self.answered>self.signs.patience: silent = [0]
+        if silent: self.end(silent)
 
-    def end(self, silent):
-        "One line, and the process is gone: whatever it does, it waits for one that does not come"
-        alive = [r for r in range(self.world) if r not in silent]
-        if self.rank==min(alive):
-            print(f'vadnb: error: process {silent[0]} of {self.world} has given no sign of life for '
-                  f'{self.signs.patience:g} s, so the others end too; start them again, the run goes on from its '
-                  'newest checkpoint', file=sys.stderr, flush=True)
-        os._exit(1)
+# %% ../../nbs/train/67_watch.ipynb #696e3f1d
+@patch
+def end(self:Watch, silent):
+    "One line, and the process is gone: whatever it does, it waits for one that does not come"
+    alive = [r for r in range(self.world) if r not in silent]
+    if self.rank==min(alive):
+        print(f'vadnb: error: process {silent[0]} of {self.world} has given no sign of life for '
+              f'{self.signs.patience:g} s, so the others end too; start them again, the run goes on from its '
+              'newest checkpoint', file=sys.stderr, flush=True)
+    os._exit(1)
 
-    def leave(self):
-        "Nobody need wait for this process"
-        if self.over.is_set(): return
-        self.over.set()
-        try: self.store.set(str(self.rank), 'left')
-        except RuntimeError: pass
+@patch
+def leave(self:Watch):
+    "Nobody need wait for this process"
+    if self.over.is_set(): return
+    self.over.set()
+    try: self.store.set(str(self.rank), 'left')
+    except RuntimeError: pass

@@ -7,7 +7,7 @@ __all__ = ['DOOR', 'SPLITS', 'hub_answers', 'hub_client', 'built_backbone', 'fet
            'without_images', 'fed_features', 'images_of']
 
 # %% ../../../nbs/systems/uniad/02_backbone.ipynb #ff06e398
-import contextlib, logging, os, subprocess, sys
+import contextlib, logging, subprocess, sys
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
@@ -22,7 +22,7 @@ from ...train.feature_cache import FedData
 from ...train.feature_cache import cached
 from ...train.feature_cache import say_once
 
-# %% ../../../nbs/systems/uniad/02_backbone.ipynb #cdedc61c
+# %% ../../../nbs/systems/uniad/02_backbone.ipynb #8f78108f
 DOOR = """
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -44,7 +44,7 @@ def hub_client():
     "Inside, the hub's client reads what lies on this disk only, where the hub does not answer; gives whether it does"
     settings = sys.modules.get('huggingface_hub.constants')
     was = getattr(settings, 'HF_HUB_OFFLINE', None)
-    address = os.environ.get('HF_ENDPOINT', 'https://huggingface.co')
+    address = getattr(settings, 'ENDPOINT', '')
     reached = was is not None and (was or hub_answers(address))
     if was is not None: settings.HF_HUB_OFFLINE = was or not reached
     try: yield '' if reached else f'{address} does not answer, and they are not on this disk'
@@ -79,7 +79,8 @@ def fetched(
             if why:
                 raise ConfigError(f"'model.pretrained' is true and the weights of {cfg.model.backbone} cannot be had: "
                                   f"{why}; give timm's file of them: --model.backbone_weights FILE") from None
-            raise ConfigError(f"{e}; without a network, give timm's file of it: --model.backbone_weights FILE") from None
+            raise ConfigError(f"{e}; without a network, give timm's file of it: "
+                              '--model.backbone_weights FILE') from None
 
 def load_pretrained(
     backbone:Backbone, # receives the weights
