@@ -1,17 +1,21 @@
 "The whole of action_cls in a very small world: train, stop, resume, evaluate, predict, report; two sets, two processes; bad input; health; real clips"
-import json, multiprocessing, os, shutil, warnings
+import json, multiprocessing, os, shutil, signal, time, warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 import numpy as np, pytest, torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from command import vadnb
 from test_processes import together
+from test_real import finish, start
 from toy_system import StopAt, curve, rows
-from vadnb.core import CheckpointError, DataError, read_json, write_json
+from vadnb.core import CheckpointError, DataError, VadnbError, read_json, write_json
 from vadnb.data.action_sets import ssv2, ucf101
 from vadnb.models.action_decoder import ActionDecoder
+from vadnb.models.qwen_vl import QwenVL
 from vadnb.models.tiny_qwen import tiny_folder
+from vadnb.systems.action_cls.model import text_logits
 from vadnb.systems.action_cls.scan import ClassScan
 from vadnb.systems.action_cls.system import ActionCls
 from vadnb.systems.registry import load_config, load_run
@@ -40,7 +44,31 @@ TWO = '''--data.train ["ucf101_train01","ssv2_train"] --data.valid ["ucf101_test
     --data.names ["ucf","ssv2"] --data.hold_out 0'''.split()
 
 def words(world, runs, name, *more): return ['--data_root', world, '--runs', runs, '--name', name, *SMALL, *map(str, more)]
-def config(world, runs, name, *more): return load_config('action_cls_demo', [str(w) for w in words(world, runs, name, *more)])
+
+@cache
+def parsed(): return load_config('action_cls_demo', SMALL)
+
+def value(word):
+    "What a word of a command line means"
+    for read in (json.loads, float):
+        try: return read(word)
+        except ValueError: pass
+    return word
+
+def config(world, runs, name, *more):
+    "What `load_config` makes of the same words, in a thousandth of its second; rules are checked as they are there"
+    given = [str(w) for w in ('--data_root', world, '--runs', runs, '--name', name, *more)]
+    own,sections = {}, {}
+    for key,word in zip(given[::2], given[1::2]):
+        section,dot,k = key.removeprefix('--').partition('.')
+        if dot: sections.setdefault(section, {})[k] = value(word)
+        else: own[section] = word
+    base = parsed()
+    return replace(base, **own, **{n: replace(getattr(base, n), **of) for n,of in sections.items()})
+
+def test_settings_are_those_of_the_command_line(world, tmp_path):
+    more = *TWO, *given(world), '--optim.lr', '.02', '--sweep.rates', '[1e-6,1]', '--train.steps', 6, '--sampling.how', 'rate'
+    assert config(world, tmp_path, 'a', *more)==load_config('action_cls_demo', [str(w) for w in words(world, tmp_path, 'a', *more)])
 def given(world): return '--model.pretrained', 'true', '--model.base', world/'base', '--model.vision', 'false', '--model.merger', 'false'
 
 @pytest.fixture(autouse=True)
@@ -171,6 +199,16 @@ def test_kept_visual_tokens_give_the_same_curve(world, tmp_path):
         a,b = parameters(plain.run), parameters(kept.run)
         assert all(torch.equal(a[k], b[k]) for k in a)
 
+def test_tokens_that_cannot_be_kept_are_said(world, tmp_path, capsys):
+    "Once by training, and by verify"
+    more = *given(world), '--sampling.how', 'rate', '--sampling.fps', 4, '--data.hold_out', 0
+    fit(config(world, tmp_path, 'rate', *more, '--train.steps', 1, '--train.progress', 'true'))
+    err = capsys.readouterr().err
+    assert err.count('feature cache: off')==1 and "frames by rate ('sampling.how') give clips of different lengths" in err
+    for how,says in (('rate', 'made anew in every epoch: frames by rate'), ('count', 'kept after the first epoch')):
+        code,out,_ = vadnb('verify', '--config', 'action_cls_demo', *words(world, tmp_path, 'v', *more, '--sampling.how', how))
+        assert code==0 and says in out
+
 def test_half_precision_leaves_what_trains_alone(world, tmp_path):
     "A bf16 base under autocast, recomputed in the backward pass, with DoRA and a decoder that reads visual tokens"
     learner = fit(config(world, tmp_path, 'half', *given(world), '--model.dtype', 'bf16', '--train.precision', 'bf16', '--train.gradient_checkpointing', 'true',
@@ -194,7 +232,6 @@ def test_the_folder_of_the_guide_is_read(run, tmp_path):
     assert all(torch.equal(v, system.state_dict()[k]) for k,v in want.items())
 
 def test_a_run_becomes_a_plain_model_and_a_decoder(world, run, tmp_path):
-    from vadnb.models.qwen_vl import QwenVL
     code,out,err = vadnb('convert', 'action-model', run, tmp_path/'merged', '--which', 'last')
     assert code==0, err
     model,decoder = QwenVL.from_folder(tmp_path/'merged'), ActionDecoder.from_pretrained(tmp_path/'merged')
@@ -209,16 +246,29 @@ def test_what_the_base_says_stands_beside(run):
     code,out,err = vadnb('eval', '--run', run, '--score.text', 'true')
     assert code==0 and 0<=read_json(run/'eval.json')['metrics']['baseline/top1/text']<=1, err
 
+def test_what_the_base_says_knows_nothing_of_training(world, run):
+    "Neither adapters nor the row of the token: the question is asked without the token"
+    system,_ = load_run(run, 'last')
+    data = system.cfg.make_data()
+    batch,classes = data.collate([data.split('test')[k] for k in (0, 3)]), ['MovingUp', 'MovingLeft']
+    def said(qwen): return text_logits(qwen, batch, classes, system.cfg.model.system)
+    trained = said(system.qwen)
+    np.testing.assert_array_equal(trained, said(QwenVL.from_folder(world/'base')))
+    with torch.no_grad():
+        for p in system.qwen.parameters():
+            if p.requires_grad: p.normal_()
+    np.testing.assert_array_equal(trained, said(system.qwen))
+
 def test_decoders_of_a_sweep_learn_on_one_pass_and_validation_chooses(world, tmp_path):
-    more = '--sweep.rates', '[1e-6,1]', '--sweep.decays', '[0,0.1]', '--train.steps', 12, '--train.evaluate_every', 6, '--train.save_every', 6, '--optim.lr', .02, '--data.hold_out', .2
-    fit(config(world, tmp_path, 'sweep', *more), [StopAt(7)])
+    more = '--sweep.rates', '[1e-6,1]', '--sweep.decays', '[0,0.1]', '--train.steps', 6, '--train.evaluate_every', 3, '--train.save_every', 3, '--optim.lr', .05, '--data.hold_out', .2
+    fit(config(world, tmp_path, 'sweep', *more), [StopAt(4)])
     learner = fit(config(world, tmp_path, 'sweep', *more))
     whole = fit(config(world, tmp_path, 'whole', *more))
     a,b = parameters(learner.run), parameters(whole.run)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    system,names = learner.system, ['rate 2e-08, decay 0', 'rate 2e-08, decay 0.1', 'rate 0.02, decay 0', 'rate 0.02, decay 0.1']
+    system,names = learner.system, ['rate 5e-08, decay 0', 'rate 5e-08, decay 0.1', 'rate 0.05, decay 0', 'rate 0.05, decay 0.1']
     groups = {g['name']: (g['peak'], g['weight_decay']) for g in learner.optimizer.param_groups}
-    assert groups['decoder_0']==(pytest.approx(2e-8), 0) and groups['decoder_3']==(pytest.approx(.02), .1) and 'rate_scale' not in findings(learner.run)
+    assert groups['decoder_0']==(pytest.approx(5e-8), 0) and groups['decoder_3']==(pytest.approx(.05), .1) and 'rate_scale' not in findings(learner.run)
     each = system.decoders['directions'].each
     assert (each[0].head.weight-each[2].head.weight).abs().max()>.01
     m = learner.metrics
@@ -355,9 +405,12 @@ def test_a_gpu_that_is_not_there_gives_the_numbers_of_the_cpu(world, tmp_path, o
     (('--data.valid', '["ucf101_train01"]', '--data.hold_out', '0'), 'in train and in validation'), (('--sampling.clips', '3'), "'sampling.clips' must be 1"),
     (('--lora.targets', '["vision"]'), 'do one of the two')])
 def test_what_cannot_be_is_said_in_one_line(world, tmp_path, more, says):
-    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, tmp_path, 'bad', *more))
-    assert code==2 and says in err and len(err.strip().splitlines())==1, err
+    with pytest.raises(VadnbError) as e: fit(config(world, tmp_path, 'bad', *more))
+    assert says in str(e.value) and len(str(e.value).splitlines())==1, e.value
     assert not (tmp_path/'bad'/'checkpoints').exists()
+
+def test_what_cannot_be_leaves_the_command_line_with_code_2(world, tmp_path):
+    assert "did you mean 'ucf101_train01'" in refused(world, tmp_path, 'bad', '--data.train', '["ucf101_train1"]')
 
 def entries(world): return read_json(world/'sets'/'ucf101_train01.json')
 
@@ -372,17 +425,16 @@ def test_an_entry_that_breaks_a_rule_names_file_number_rule_and_fix(world, tmp_p
     change(held[3])
     shutil.copytree(world/'sets', tmp_path/'sets')
     write_json(tmp_path/'sets'/'ucf101_train01.json', held)
-    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, tmp_path, 'bad', '--data.info', tmp_path/'sets'))
-    rule,what = says.split(': ', 1)
+    with pytest.raises(DataError) as e: fit(config(world, tmp_path, 'bad', '--data.info', tmp_path/'sets'))
+    err,(rule,what) = str(e.value), says.split(': ', 1)
     what = what.removeprefix('gone.avi ')
-    assert code==2 and f'ucf101_train01.json, entry 3, {rule}' in err and what in err and len(err.strip().splitlines())==1, err
+    assert f'ucf101_train01.json, entry 3, {rule}' in err and what in err and len(err.splitlines())==1, err
 
 def test_a_video_that_comes_twice_is_refused(world, tmp_path):
     held = entries(world)
     shutil.copytree(world/'sets', tmp_path/'sets')
     write_json(tmp_path/'sets'/'ucf101_train01.json', [*held, held[0]])
-    code,_,err = vadnb('train', '--config', 'action_cls_demo', *words(world, tmp_path, 'bad', '--data.info', tmp_path/'sets'))
-    assert code==2 and 'is used twice' in err
+    with pytest.raises(DataError, match='is used twice'): fit(config(world, tmp_path, 'bad', '--data.info', tmp_path/'sets'))
 
 def test_a_clip_that_cannot_be_read_is_named_or_left_out(world, tmp_path):
     held = entries(world)
@@ -409,9 +461,12 @@ def test_another_model_or_mix_is_not_resumed(world, run, tmp_path):
     base = '--model.pretrained', 'true', '--model.vision', 'false', '--model.merger', 'false', '--train.steps', 6
     says = [('other', 'digest'), ('wide', 'width 48 instead of 32')]
     for folder,word in says: assert word in refused(world, tmp_path, 'run', *base, '--model.base', tmp_path/folder)
-    assert 'sets' in refused(world, tmp_path, 'run', *given(world), *TWO, '--train.steps', 6)
-    assert 'counts' in refused(world, tmp_path, 'run', *given(world), '--data.most', 6, '--train.steps', 6)
-    assert 'does not fit this model' in refused(world, tmp_path, 'run', *given(world), '--lora.rank', 3, '--train.steps', 6)
+    with pytest.raises(CheckpointError, match='trained with sets directions, and the present data and configuration say ucf, ssv2; set'):
+        fit(config(world, tmp_path, 'run', *given(world), *TWO, '--train.steps', 6))
+    assert 'was trained with sets directions, and the present data and configuration say shapes; ' in refused(
+        world, tmp_path, 'run', *given(world), '--data.names', '["shapes"]', '--train.steps', 6)
+    for word,*more in (('counts', '--data.most', 6), ('does not fit this model', '--lora.rank', 3)):
+        with pytest.raises(CheckpointError, match=word): fit(config(world, tmp_path, 'run', *given(world), *more, '--train.steps', 6))
     assert {p: p.stat().st_mtime_ns for p in own.rglob('*') if p.is_file()}==before
     with pytest.raises(CheckpointError, match='digest'): load_run(own, overrides=['--model.base', str(tmp_path/'other')])
     with pytest.raises(CheckpointError, match='no such model folder'): load_run(own, overrides=['--model.base', str(tmp_path/'a'/'gone'/'b')])
@@ -419,8 +474,12 @@ def test_another_model_or_mix_is_not_resumed(world, run, tmp_path):
 def test_a_checkpoint_without_its_decoder_is_refused(world, run, tmp_path):
     own = Path(shutil.copytree(run, tmp_path/'run', symlinks=True))
     for p in own.rglob('action_decoder.safetensors'): p.unlink()
-    code,_,err = vadnb('eval', '--run', own)
-    assert code==2 and 'action_decoder' in err and len(err.strip().splitlines())==1
+    clip = next((world/'ucf'/'UCF-101'/'MovingUp').iterdir())
+    for words in (('eval', '--run', own), ('predict', clip, '--run', own, '--out', tmp_path/'out')):
+        code,_,err = vadnb(*words)
+        assert code==2 and 'action_decoder.safetensors' in err and len(err.strip().splitlines())==1, err
+    assert 'action_decoder.safetensors' in refused(world, tmp_path, 'run', *given(world), '--train.steps', 6)
+    assert not (tmp_path/'out').exists() and not [*own.rglob('action_decoder.safetensors')]
 
 def test_a_base_without_tokenizer_is_named(world, run, tmp_path):
     shutil.copytree(world/'base', tmp_path/'base')
@@ -544,6 +603,16 @@ def refused_or_fault(world, folder):
 
 # ---------------------------------------------------------------- real clips
 
+def kill(words, run):
+    "Trained by the command line and killed with SIGKILL, first while a checkpoint is being written, then after a step behind one"
+    moments = [lambda: (run/'checkpoints').exists() and any(p.name.endswith('.tmp') for p in (run/'checkpoints').iterdir()),
+               lambda: (run/'checkpoints'/'step-000002').exists()]
+    for now in moments:
+        process,end = start(['train', '--config', 'action_cls_demo', *map(str, words)]), time.time()+600
+        while not now() and process.is_alive() and time.time()<end: time.sleep(.0005)
+        os.kill(process.pid, signal.SIGKILL)
+        assert finish(process)==-signal.SIGKILL, 'the run was over before it could be killed'
+
 def test_real_clips_of_ucf101_and_ssv2_go_through_the_converters_train_resume_and_predict(shared, tmp_path):
     real = shared/'data'
     for folder,names in ((tmp_path/'ucf'/'SoccerJuggling', ['torchvision/v_SoccerJuggling_g23_c01.avi', 'torchvision/v_SoccerJuggling_g24_c01.avi']),
@@ -556,19 +625,25 @@ def test_real_clips_of_ucf101_and_ssv2_go_through_the_converters_train_resume_an
     shutil.copy(real/'ucf101'/'classInd.txt', tmp_path/'lists')
     (tmp_path/'lists'/'trainlist01.txt').write_text('\r\n'.join([*lines('trainlist01.txt'), *lines('testlist01.txt')]))
     (tmp_path/'lists'/'testlist01.txt').write_text('\r\n'.join(lines('testlist01.txt')))
-    rows = json.loads((real/'ssv2'/'validation_first300.json').read_text())
+    listed = json.loads((real/'ssv2'/'validation_first300.json').read_text())
     (tmp_path/'ssv2').mkdir()
     clips = sorted((real/'ssv2'/'clips').iterdir())
     for name in ('train', 'validation'):
-        write_json(tmp_path/'ssv2'/f'{name}.json', [dict(r, id=c.stem) for r,c in zip(rows, clips)])
+        write_json(tmp_path/'ssv2'/f'{name}.json', [dict(r, id=c.stem) for r,c in zip(listed, clips)])
     shutil.copy(real/'ssv2'/'labels.json', tmp_path/'ssv2')
     for what,source,videos in (('ucf101', 'lists', tmp_path/'ucf'), ('ssv2', 'ssv2', real/'ssv2'/'clips')):
         code,out,err = vadnb('convert', what, tmp_path/source, tmp_path/'sets', '--videos', videos)
         assert code==0, err
     more = ['--data.train', '["ucf101_train01","ssv2_train"]', '--data.test', '["","ssv2_valid"]', '--data.names', '["ucf","ssv2"]', '--data.hold_out', 0,
-            '--data.keep_gb', 0, '--sampling.how', 'rate', '--sampling.fps', 2, '--sampling.jitter', 'true', '--train.batch_size', 4, '--train.steps', 3, '--pixels.most', 12544]
-    fit(config(tmp_path, tmp_path/'runs', 'real', *more), [StopAt(2)])
+            '--data.keep_gb', 0, '--sampling.how', 'rate', '--sampling.fps', 2, '--sampling.jitter', 'true', '--train.batch_size', 2, '--train.steps', 3, '--train.save_every', 1, '--train.evaluate_every', 3, '--pixels.most', 12544]
+    kill(words(tmp_path, tmp_path/'runs', 'real', *more), tmp_path/'runs'/'real')
     learner = fit(config(tmp_path, tmp_path/'runs', 'real', *more))
+    whole = fit(config(tmp_path, tmp_path/'runs', 'whole', *more)).run
+    a,b = parameters(learner.run), parameters(whole)
+    assert a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    state,alone = (read_part(find_checkpoint(r), 'state')['optimizer']['state'] for r in (learner.run, whole))
+    assert state.keys()==alone.keys() and all(torch.equal(state[k]['exp_avg_sq'], alone[k]['exp_avg_sq']) for k in state)
+    assert [r['loss'] for r in rows(learner.run, 'train')]==[r['loss'] for r in rows(whole, 'train')] and rows(learner.run, 'resume')
     assert learner.step==3 and {n: d.num_classes for n,d in learner.system.decoders.items()}==dict(ucf=101, ssv2=174)
     system,_ = load_run(learner.run, overrides=['--score.head', 'ucf', '--score.window', '3'])
     found = list(system.predict(tmp_path/'ucf'))

@@ -59,7 +59,7 @@ def opened_video(
     "A reader that has a rate, or `DataError`"
     folder = Path(path).is_dir()
     if folder and not picture_fps:
-        raise DataError(f'{path}: is a folder of pictures and has no frame rate; give it as folder_fps')
+        raise DataError(f'{path}: is a folder of pictures and has no frame rate; give it as pixels.folder_fps')
     return VideoReader(path, fps=picture_fps if folder else None)
 
 # %% ../../nbs/data/37_action_videos.ipynb #c5c6f77f

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'COUNTS', 'PARTS', 'process_state', 'loop_state', 'restore_place', 'first_difference', 'whole_process',
-           'check_state', 'check_facts', 'restore', 'restore_callbacks']
+           'check_state', 'as_words', 'check_facts', 'restore', 'restore_callbacks']
 
 # %% ../../nbs/train/59_going_on.ipynb #c76c37ef
 import re
@@ -81,7 +81,8 @@ def first_difference(
 )->tuple|None: # (name of what differs, its value in `a`, its value in `b`)
     "Where two plain values differ first; None where they do not"
     if isinstance(a, dict) and isinstance(b, dict):
-        pairs = [(f'{at}.{k}', a.get(k), b.get(k)) for k in sorted({*a, *b})]
+        if {*a}!={*b}: return at, [*a], [*b]
+        pairs = [(f'{at}.{k}', a[k], b[k]) for k in sorted(a)]
     elif isinstance(a, list) and isinstance(b, list) and len(a)==len(b):
         pairs = [(f'{at}[{i}]', x, y) for i,(x,y) in enumerate(zip(a, b))]
     else: return None if a==b else (at, a, b)
@@ -120,6 +121,13 @@ def check_state(
     return state
 
 # %% ../../nbs/train/59_going_on.ipynb #836a008c
+def as_words(
+    v, # plain value
+)->str:
+    "A value as a person reads it: names instead of what they hold, at most 120 letters"
+    listed = isinstance(v, (dict, list, tuple))
+    return f"{', '.join(map(str, v)) or 'nothing' if listed else repr(v):.120}"
+
 def check_facts(
     card:dict, # of the checkpoint
     now:dict, # facts of the present data and system
@@ -129,8 +137,8 @@ def check_facts(
     for key in sorted({*card['facts'], *now}):
         if (found := first_difference(card['facts'].get(key), now.get(key), key)) is None: continue
         at,then,present = found
-        raise CheckpointError(f"{where}: was trained with {at} {shown(then, 120)}, and the present data "
-                              f"and configuration say {shown(present, 120)}; set them back, or start another run")
+        raise CheckpointError(f"{where}: was trained with {at} {as_words(then)}, and the present data "
+                              f"and configuration say {as_words(present)}; set them back, or start another run")
 
 def restore(
     learner, # prepared

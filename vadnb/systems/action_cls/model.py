@@ -127,11 +127,13 @@ def still(
 def without_adapters(
     qwen:QwenVL, # perhaps with adapters
 ):
-    "Inside, the base as it came"
-    layers = lora_layers(qwen.model).values()
+    "Inside, the base as it came: no adapters, and in its tied output layer the token's row of the frozen matrix"
+    layers,row = lora_layers(qwen.model).values(), qwen.action_row.data
     for layer in layers: layer.enable_adapters(False)
+    qwen.action_row.data = qwen.model.get_input_embeddings().weight[qwen.action_token_id].detach().to(row)
     try: yield
     finally:
+        qwen.action_row.data = row
         for layer in layers: layer.enable_adapters(True)
 
 def questions(

@@ -37,6 +37,7 @@ from .scan import ClassScan
 from .scan import Look
 from .scan import named
 from .tokens import kept_tokens
+from .tokens import tokens_row
 from ...train.feed import to_device
 from ...train.optim import split_decay
 from ...train.system import System
@@ -299,4 +300,4 @@ def rows(self:ActionCls, data):
     unused = [f'{len(v)} tensors of {k} unused' for k,v in self.unused_weights.items() if v]
     decoders = ', '.join(f"{n}: {d.decoder_type}, {d.num_classes} classes" for n,d in self.decoders.items())
     return [('base', True, '; '.join([f'{n:,} parameters, width {self.qwen.hidden_size}, {kind}', *unused])),
-            ('trains', True, sizes), ('decoders', True, decoders)]
+            ('trains', True, sizes), ('decoders', True, decoders), *tokens_row(self.cfg, data.split('train'))]
