@@ -15,8 +15,8 @@ from pathlib import Path
 from types import UnionType
 from .core import ConfigError
 from .core import did_you_mean
-from .core import errors_of
-from .core import raise_all
+from .faults import errors_of
+from .faults import raise_all
 from .strangers import shown
 
 # %% ../nbs/02_config.ipynb #f90930f5

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np
-from ..core import ConfigError, DataError, Faults, did_you_mean, inside, read_json, read_text
+from ..core import ConfigError, DataError, did_you_mean, inside, read_json, read_text
+from ..faults import Faults
 from .tracks import check_fields, check_frame
 
 # %% ../../nbs/data/15_annotation.ipynb #4964b1ec

@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from ..core import DataError, DataWarning, Faults, listed, read_json, write_json
+from ..core import DataError, DataWarning, read_json, write_json
+from ..faults import Faults
+from ..faults import listed
 from .annotation import VIDEO_SUFFIXES, video_name
 from .tracks import ROUNDING, Track, check_fields
 

@@ -9,7 +9,7 @@ __all__ = ['ROUNDING', 'interpolate_boxes', 'check_frame', 'check_fields', 'chec
 from dataclasses import dataclass
 import numpy as np
 from ..core import DataError
-from ..core import Faults
+from ..faults import Faults
 from ..core import did_you_mean
 from ..core import is_number
 from ..core import is_whole

@@ -15,7 +15,7 @@ from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
 from ..core import did_you_mean
-from ..core import listed
+from ..faults import listed
 from ..core import write_atomic
 from .checkpoint import set_aside
 from .samples import how_many

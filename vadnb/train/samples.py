@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ..core import DataError
-from ..core import listed
+from ..faults import listed
 
 # %% ../../nbs/train/63_samples.ipynb #7b738f34
 @dataclass

@@ -16,7 +16,7 @@ from ..core import ConfigError
 from ..core import DataError
 from ..core import VadnbError
 from ..core import joined
-from ..core import listed
+from ..faults import listed
 from ..core import set_seed
 from ..data.contents import content_of
 from ..switches import unread_lines

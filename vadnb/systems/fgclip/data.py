@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from fastcore.basics import patch
 from ...core import DataError
-from ...core import listed
+from ...faults import listed
 from ...data.regions import token_budget
 from ...data.ucf_crime import AnnotatedClips
 from ...data.ucf_crime import RegionClips
