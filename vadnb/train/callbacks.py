@@ -127,7 +127,7 @@ def measured_sums(
     lost = x.isnan()
     parts = [i for i,k in enumerate(held) if k.startswith('loss/')]
     total = x[:,list(held).index('loss')]
-    whole = ~lost[:,parts].any(1)
+    whole = ~torch.stack([lost[:,i] for i in parts], 1).any(1) if parts else torch.ones_like(lost[:,0])
     sums = [x.masked_fill(lost, 0).sum(0), total.masked_fill(~whole, 0).sum()[None], total.sum()[None]]
     counts = [(~lost).sum(0), whole.sum()[None], torch.full_like(total[:1], len(total))]
     return torch.stack([torch.cat(sums), torch.cat(counts).to(x)])
