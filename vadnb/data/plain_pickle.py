@@ -52,7 +52,7 @@ class _Stack:
         v,k = self.values.pop(),self.values.pop()
         self.update([(k, v)])
 
-# %% ../../nbs/data/23_plain_pickle.ipynb #3cc12641
+# %% ../../nbs/data/23_plain_pickle.ipynb #ec347959
 _VALUES = {'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'STRING', 'BINSTRING', 'SHORT_BINSTRING',
     'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'FLOAT', 'BINFLOAT'}
 _FIXED = dict(NONE=None, NEWTRUE=True, NEWFALSE=False, EMPTY_TUPLE=())
@@ -89,7 +89,7 @@ def _plain_value(
             raise _Foreign(f'byte {at}: asks to build an object ({name})')
     raise ValueError('it ends early')
 
-# %% ../../nbs/data/23_plain_pickle.ipynb #7072d7e7
+# %% ../../nbs/data/23_plain_pickle.ipynb #0054d035
 MOST = 50_000_000 # values of a file, each as often as it is met
 
 def _check_size(

@@ -84,7 +84,7 @@ def places(
     linear = [n for n,m in model.named_modules() if isinstance(m, nn.Linear)]
     res = [n for n in linear if options.wants(n)]
     if not res:
-        raise ConfigError(f"lora targets: {shown(options.targets, 99)} fits none of the model's {len(linear)} matrices, "
+        raise ConfigError(f"lora targets: {shown(options.targets)} fits none of the model's {len(linear)} matrices, "
                           "such "
                           f"as '{linear[0] if linear else None}'; expressions are compared with the whole path")
     return res

@@ -193,7 +193,7 @@ def contact_sheet(self:ImagePredictions,
 @patch
 def _repr_png_(self:ImagePredictions)->bytes: return figure_bytes(self.contact_sheet(), 'png', 80)
 
-# %% ../../nbs/results/12_images.ipynb #c2bc509f
+# %% ../../nbs/results/12_images.ipynb #c71f1385
 WORST = 48 # as many as a contact sheet shows
 
 @patch
@@ -215,7 +215,7 @@ def save_own(self:ImagePrediction,
     "Write the files of one image"
     write_image_files(self, files, pictures=='all')
 
-# %% ../../nbs/results/12_images.ipynb #2ee66197
+# %% ../../nbs/results/12_images.ipynb #52c4fac9
 @patch
 def rest_files(self:ImagePredictions,
     place, # where results go
@@ -236,7 +236,7 @@ def save_rest(self:ImagePredictions,
     if files[2:]: save_figure(self.contact_sheet(), files[2], dpi=110)
     for p,f in zip(self.by_score(), files[3:]): save_figure(p.figure(), f, dpi=110)
 
-# %% ../../nbs/results/12_images.ipynb #f56251c2
+# %% ../../nbs/results/12_images.ipynb #f14940e4
 @patch(cls_method=True)
 def place_of(cls:ImagePredictions,
     source, # file or folder that is predicted

@@ -16,7 +16,7 @@ from .callbacks import Callback, handlers
 from .optim import group_faults
 from .oscillation import oscillates
 from .samples import how_many
-from .verdicts import APART, HOLDS, WAITS, Check, HealthError, a_few_of, at_its_end, each_once
+from .verdicts import APART, HOLDS, WAITS, Check, HealthError, a_few_of, at_its_end, each_once, mended
 
 # %% ../../nbs/train/54_health.ipynb #b454e0ce
 class Health(Callback):
@@ -29,11 +29,7 @@ class Health(Callback):
         self.listening,self.met = handlers(self.checks), set()
         each_once(self.learner.log, self.findings)
         self.tell('before_fit')
-        # of what the beginning of an earlier part of the run has shown, some may have been put right
-        stay = {c.code for c in self.checks if c.lasting}
-        for k,f in [*self.findings.items()]:
-            if f.get('event')=='before_fit' and k not in self.met and f['code'] not in stay:
-                self.take_back(f['code'], f['key'])
+        for f in mended(self.checks, self.findings, self.met): self.take_back(f['code'], f['key'])
 
     def tell(self, event):
         self.now = event
@@ -66,7 +62,7 @@ def add(self:Health, code, severity, message, key, evidence):
     if severity=='fault':
         raise HealthError(message)
 
-# %% ../../nbs/train/54_health.ipynb #7e5fa1d2
+# %% ../../nbs/train/54_health.ipynb #836bda3e
 @patch
 def take_back(self:Health, code, key):
     "A finding is true no more; the log keeps it, with a row that says so"
@@ -164,6 +160,7 @@ class GradientsCheck(Check):
     def state_dict(self): return dict(without=self.without, looks=self.looks)
     def load_state_dict(self, state): self.without,self.looks = state['without'], state['looks']
 
+# %% ../../nbs/train/54_health.ipynb #954cd2c8
 @patch
 def state(self:GradientsCheck): return HOLDS if self.looks>=(3 if self.health.done else 5) else WAITS
 

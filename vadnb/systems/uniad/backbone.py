@@ -22,7 +22,7 @@ from ...train.feature_cache import FedData
 from ...train.feature_cache import cached
 from ...train.feature_cache import say_once
 
-# %% ../../../nbs/systems/uniad/02_backbone.ipynb #8f78108f
+# %% ../../../nbs/systems/uniad/02_backbone.ipynb #f5d0ad39
 DOOR = """
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
