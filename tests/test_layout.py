@@ -19,7 +19,7 @@ def tree(name): return ast.parse(source(name))
 def rank(module):
     "Place of `vadnb.<part>...` in the flow of data; core, requirements, config, plots and pictures come before everything"
     part = module.split('.')[1] if '.' in module else ''
-    if part in ('', 'core', 'requirements', 'config', 'strangers', 'switches', 'plots', 'pictures', '_modidx'): return 0
+    if part in ('', 'core', 'requirements', 'config', 'faults', 'strangers', 'switches', 'plots', 'pictures', '_modidx'): return 0
     return 1+layers.index(part)
 
 def imported(tree, module):
@@ -270,7 +270,7 @@ def test_no_two_notebooks_of_a_folder_share_a_number():
 
 # ---------------------------------------------------------------- the spine knows no system
 SYSTEM_NAMES = re.compile(r'\b(fgclip|uniad|adatad|action_cls|FGCLIP|UniAD)\b')
-SPINE = ('core', 'requirements', 'config', 'strangers', 'switches', 'plots', 'pictures', 'data', 'worlds', 'models', 'losses', 'metrics',
+SPINE = ('core', 'requirements', 'config', 'faults', 'strangers', 'switches', 'plots', 'pictures', 'data', 'worlds', 'models', 'losses', 'metrics',
          'results', 'train', 'report', 'commands', 'cli')
 NETWORKS = {'models.uniad', 'uniad', 'UniAD'} # a network of that name, which systems are made of
 # Keys of a system that are words of everybody: what the spine means by them.

@@ -171,9 +171,7 @@ def check_keys(
     wrong = []
     for key,value in flatten(values).items():
         if key in known or any(key.startswith(k+'.') for k in free): continue
-        if key not in sections:
-            wrong.append(f"{where}: unknown key '{key}'{nearest_key(key, known)}")
-            continue
+        if key not in sections: wrong.append(f"{where}: unknown key '{key}'{nearest_key(key, known)}"); continue
         if value=={}: continue
         first = next(k for k in known if k.startswith(key+'.'))
         found = 'nothing' if value is None else shown(value)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['shared_out', 'dealt', 'measured_split', 'measure', 'evaluate_run', 'eval_', 'results_of', 'Prediction', 'twins',
-           'save_shared', 'saved_by_all', 'tell', 'check_inputs', 'check_place', 'warn_of_other_weights', 'predict',
-           'report', 'pictures']
+           'save_shared', 'saved_by_all', 'tell', 'warn_of_other_weights', 'predict', 'report', 'pictures']
 
 # %% ../../nbs/commands/02_use.ipynb #702473cb
 import dataclasses, os, time
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
+from .places import check_inputs
+from .places import check_place
 from .training import print_metrics
 from .words import bar
 from .words import command
@@ -238,47 +239,6 @@ def tell(
     if (good := counts['scored'])>1: print(f'  {good} scored in {seconds:.1f} s, {good/seconds:.3g} a second')
     if counts['lost'] and n>1: complain(f"{counts['lost']} of {n} could not be scored")
     return 3 if code and some else code
-
-# %% ../../nbs/commands/02_use.ipynb #78538685
-def check_inputs(
-    inputs, # paths
-):
-    "Raise `ConfigError` for inputs whose results would have the same names, `DataError` for one that is not there"
-    stems = [Path(p).stem for p in inputs]
-    twins = [p for p in inputs if stems.count(Path(p).stem)>1]
-    if twins:
-        raise ConfigError(f"command line: {twins[0]} and {twins[1]} would write the same files; predict them into "
-                          "different --out folders")
-    for path in inputs:
-        if not Path(path).exists():
-            raise DataError(f'{path}: no such file or folder')
-
-# %% ../../nbs/commands/02_use.ipynb #7297e8cc
-def check_place(
-    inputs, # paths
-    out, # folder for the results
-    run, # run folder
-):
-    "Clear away what killed predictions have left; raise `DataError` where results lie already, or cannot be written"
-    from vadnb.results.unfinished import clear_unfinished
-    from vadnb.results.unfinished import through_link
-    out = Path(out)
-    # a run folder may come from a stranger, and so its links
-    link = through_link(run, out) if Path(run) in out.parents else None
-    if link is not None:
-        raise DataError(f'{link}: is a link, which results would be written through; choose another --out')
-    if n := clear_unfinished(out): warn(f'{out}: {n} files of a prediction that was cut off are removed')
-    above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise DataError(f"{out}: cannot be written ({above} is {'no folder' if above.is_file() else 'closed'}); choose "
-                        'another --out')
-    taken = [p.name for p in out.iterdir()] if out.is_dir() else []
-    for path in inputs:
-        stem = Path(path).resolve().name if Path(path).is_dir() else Path(path).stem
-        own = lambda n: (n==stem or n.startswith(f'{stem}.')) and not (out/n).samefile(path)
-        if held := [n for n in taken if own(n)]:
-            raise DataError(f'{out/held[0]}: results of {path} lie there, and nothing is written over; choose another '
-                            '--out, or remove them')
 
 # %% ../../nbs/commands/02_use.ipynb #3cf3b2ce
 def warn_of_other_weights(
