@@ -8,7 +8,7 @@ from vadnb.systems.fgclip.system import FGCLIP
 from vadnb.systems.fgclip.checks import contrastive_checks
 from vadnb.train.health import HealthError
 from vadnb.train.learner import fit
-from test_fgclip_system import BANKS, config, make_world, one_vocabulary
+from test_fgclip_system import BANKS, config, make_world
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory): return make_world(tmp_path_factory.mktemp('health')/'world')

@@ -92,7 +92,7 @@ def test_the_state_of_the_scaler_is_kept(tmp_path):
         x.grad = torch.tensor([value]); a.accelerator.scaler.scale(x.sum())
         a.accelerator.scaler.unscale_(optimizer); a.accelerator.scaler.step(optimizer); a.accelerator.scaler.update()
     parts = system_parts(a.system) | dict(ema=a.callback(Averaging).weights.average, state=loop_state(a, []))
-    folder = save_checkpoint(tmp_path/'half', 2, parts, beside=beside_parts(a.system, a.data, 'toy'))
+    folder = save_checkpoint(tmp_path/'half', a.step, parts, beside=beside_parts(a.system, a.data, 'toy'))
     assert a.accelerator.scaler.state_dict()!=b.accelerator.scaler.state_dict()
     restore(b, folder)
     assert a.accelerator.scaler.state_dict()==b.accelerator.scaler.state_dict()

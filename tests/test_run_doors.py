@@ -62,7 +62,7 @@ def test_files_that_are_no_log(own, text):
 
 def test_pictures_that_go_are_plain_names_of_their_folder(own, tmp_path):
     (tmp_path/'x.png').touch(); (own/'pictures').mkdir(exist_ok=True)
-    with open(own/'log.jsonl', 'a') as f: f.write(json.dumps(dict(kind='pictures', step=99, names=['../../x', '/etc/x', 'a\0b', 'y'*300, 3, '\udcff']))+'\n')
+    with open(own/'log.jsonl', 'a') as f: f.write(json.dumps(dict(kind='resume', step=12, total_steps=100))+'\n'+json.dumps(dict(kind='pictures', step=99, names=['../../x', '/etc/x', 'a\0b', 'y'*300, 3, '\udcff']))+'\n')
     (own/'.x.tmp').mkdir()
     fit(config(own.parent, 'run', epochs=5))
     assert (tmp_path/'x.png').exists() and not (own/'.x.tmp').exists()

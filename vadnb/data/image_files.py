@@ -10,8 +10,6 @@ __all__ = ['SUFFIXES', 'FORMATS', 'MAX_PIXELS', 'LIMIT', 'SourceLimits', 'limit_
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from PIL import Image
-from PIL import ImageOps
 from ..core import ConfigError
 from ..core import DataError
 
@@ -50,6 +48,8 @@ def opened_image(
     formats=FORMATS, # Pillow's names of what it may be
 ):
     "A picture whose header is read and whose pixels are not; `DataError` for too many, Pillow's errors for the rest"
+    # who reads videos needs no Pillow
+    from PIL import Image
     kept,Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try: im = Image.open(path, formats=formats)
     finally: Image.MAX_IMAGE_PIXELS = kept
@@ -62,8 +62,9 @@ def opened_image(
 def open_image(
     path, # image file
     where:str='', # file and field that named it, for the message
-)->Image.Image: # decoded and upright
+): # `PIL.Image.Image`, decoded and upright
     "A decoded image, or `DataError` when it is missing, damaged or has several pages"
+    from PIL import ImageOps
     # a record of a folder was found at the image itself: once is enough
     at = f'{where}: ' if where and not where.startswith(str(path)) else ''
     try:

@@ -22,7 +22,9 @@ def fixed_size(
         near = difflib.get_close_matches(name, timm.list_models(), 3, .5)
         more = f"; nearest: {', '.join(near)}" if near else '; timm.list_models() lists all'
         raise ConfigError(f"backbone: timm has no '{name}'{more}")
-    cfg = timm.get_pretrained_cfg(name)
+    try: cfg = timm.get_pretrained_cfg(name)
+    # whoever makes the network says what is wrong with its name
+    except RuntimeError: return None
     if cfg is None or not cfg.fixed_input_size: return None
     return tuple(size) if size is not None else tuple(cfg.input_size[1:])
 
@@ -71,7 +73,7 @@ def feature_net(
     "A timm network cut to the maps that are used. Raises `ConfigError`"
     size = fixed_size(name, size)
     # built once to see what maps there are, where building costs no memory
-    with torch.device('meta'): info = made(name, False, size).feature_info
+    with torch.random.fork_rng(devices=[]), torch.device('meta'): info = made(name, False, size).feature_info
     there = {i: d['reduction'] for i,d in enumerate(info.info)}
     net = made(name, pretrained, size, out_indices=chosen_maps(name, there, strides, layers))
     net.built_for = size

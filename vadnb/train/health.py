@@ -16,6 +16,7 @@ from .callbacks import Callback, handlers
 from .optim import group_faults
 from .oscillation import oscillates
 from .samples import how_many
+from .unmeasured import UnmeasuredCheck
 from .verdicts import APART, HOLDS, WAITS, Check, HealthError, a_few_of, at_its_end, each_once, mended
 
 # %% ../../nbs/train/54_health.ipynb #b454e0ce
@@ -342,6 +343,6 @@ def general_checks(
     groups, # optimizer groups
 )->list: # one of each
     "The checks that every system gets"
-    others = (RatesCheck, GradientsCheck, FiniteCheck, OscillationCheck, WaitingCheck, SkippedCheck, BaselineCheck,
-              ResumeCheck, UnreadSettingsCheck)
+    others = (RatesCheck, GradientsCheck, FiniteCheck, UnmeasuredCheck, OscillationCheck, WaitingCheck, SkippedCheck,
+              BaselineCheck, ResumeCheck, UnreadSettingsCheck)
     return [GroupsCheck(groups), *(check() for check in others)]

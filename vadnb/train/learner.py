@@ -15,7 +15,7 @@ from ..config import config_changes
 from ..core import CheckpointError, ConfigError, DataError, VadnbError, set_seed
 from ..strangers import plain_text
 from .answers import checked_losses, figures
-from .beginning import Beginning, check_measured, check_readable, describe
+from .beginning import Beginning, check_measured, check_readable, describe, opened_data
 from .callbacks import Averaging, Checkpoints, EarlyStopping, Evaluate, LogLosses, Pictures
 from .callbacks import RunLog, handlers
 from .card import as_plain, beside_parts, check_covered, from_facts, plain_facts, read_card
@@ -346,5 +346,5 @@ def fit(
     data = cfg.make_data()
     folder = RunFolder(Path(cfg.runs)/cfg.name, cfg.train.resume).origin()
     known = read_card(folder)['facts'] if folder else {}
-    system = from_facts(cfg, known | plain_facts(data), folder)
+    system = from_facts(cfg, known | plain_facts(opened_data(data)), folder)
     return Learner(cfg, system, data, callbacks).fit()

@@ -119,5 +119,5 @@ def kept_tokens(
            f'{cfg.model.attention} visual tokens')
     folder = None if c.where=='memory' else c.folder or str(Path(cfg.runs)/'features')
     rows = cached(TokenSource(items), tower_of(system), key, c.where, folder, c.gb, tell, t.batch_size,
-                  bar if t.progress else iter, ('pixel_values_videos', 'video_grid_thw'))
+                  bar if t.progress else iter, ('pixel_values_videos', 'video_grid_thw'), c.check)
     return data if isinstance(rows, TokenSource) else FedData(data, dict(train=TokenClips(items, rows)))

@@ -61,6 +61,7 @@ class CacheConfig:
     use:bool = False # keep what training decodes
     folder:str|None = None # where; null: `frames` in the folder of runs
     gb:float = 64. # most that is kept
+    check:Literal['changed', 'full'] = 'changed' # files read at a start: those whose size, times or inode changed | full: all
 
 @dataclass(kw_only=True)
 class FeatureConfig:

@@ -26,9 +26,9 @@ def make_street(
     from vadnb.worlds.street import street_world
     world = street_world(cfg.data_root, progress=progress)
     normal = [n for n in world.names('test') if n.startswith('Normal')]
-    shown = [n for n in world.names('test') if n not in normal][:2]+normal[:1]
+    chosen = [n for n in world.names('test') if n not in normal][:2]+normal[:1]
     counts = ', '.join(f'{len(world.names(s))} {s}' for s in ('train', 'test'))
-    return f'world: {world.root} ({counts} videos)', [world.path(n) for n in shown]
+    return f'world: {world.root} ({counts} videos)', [world.path(n) for n in chosen]
 
 DEMO = Demo('a synthetic street, five kinds of trouble, and a CLIP that starts from random weights', 'street-world',
             'videos', make_street)

@@ -127,7 +127,8 @@ def without_images(
         tell('feature cache: off, because train.on_bad_sample is skip, and a cache needs every image')
         return data
     folder = None if d.cache in ('memory', 'off') else d.cache_folder or str(Path(cfg.runs)/'features')
-    return cached(data, encode, key, d.cache, folder, d.cache_gb, tell, cfg.score.batch_size, bar)
+    return cached(data, encode, key, d.cache, folder, d.cache_gb, tell, cfg.score.batch_size, bar,
+                  check=d.cache_check)
 
 # %% ../../../nbs/systems/uniad/02_backbone.ipynb #3db6005d
 SPLITS = dict(train='training', valid='validation') # what is looked at again and again, in words

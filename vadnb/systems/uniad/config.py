@@ -38,6 +38,7 @@ class DataConfig(SourceLimits):
     cache:Literal['auto', 'memory', 'disk', 'off'] = 'auto' # where the frozen features are kept
     cache_folder:str|None = None # where they lie on disk; null: `features` in the folder of runs
     cache_gb:float = 8. # most that is kept
+    cache_check:Literal['changed', 'full'] = 'changed' # files read at a start: those whose size, times or inode changed | full: all
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #9bea263b
 @dataclass(kw_only=True)
@@ -79,7 +80,7 @@ class ScoreConfig:
     image_score:Literal['max', 'mean', 'std'] = 'max' # from the map: highest mean of a window, mean, deviation
     pool:list[int] = field(default_factory=lambda: [16, 16]) # window of max, pixels
     limit:float = 0.3 # false positive rate up to which AUPRO looks
-    exact_pixels:int = 250_000_000 # above so many pixels metrics are counted in bins, with a bound on their error
+    exact_pixels:int = 100_000_000 # above so many pixels metrics are counted in bins, with a bound on their error
     false_alarm_rate:float = 0.01 # share of good images that may lie above the image threshold
     pixel_rate:float = 0.001 # share of the pixels of good images that may lie above the pixel threshold
     batch_size:int = 16 # images at once in prediction and in the filling of the cache
@@ -133,7 +134,7 @@ CONFLICTS = [
 READ_WHEN = [ # see `vadnb.switches`
     ('model.strides', 'model.layers', [None]),
     ('data.hold_out', 'data.protocol', ['held_out']),
-    ('data.cache_gb', 'data.cache', ['auto', 'memory', 'disk']),
+    ('data.cache_gb', 'data.cache', ['auto', 'memory', 'disk']), ('data.cache_check', 'data.cache', ['auto', 'disk']),
     ('model.neighbor_size', 'model.neighbor_masks', 'any true'),
     ('model.jitter_prob', 'model.jitter_scale', 'set'), ('model.jitter_scale', 'model.jitter_prob', 'set'),
 ]
