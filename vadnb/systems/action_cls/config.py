@@ -58,7 +58,7 @@ class CacheConfig:
     where:Literal['auto', 'memory', 'disk', 'off'] = 'auto' # where they are kept
     folder:str|None = None # of the caches on disk; null: `features` in the folder of runs
     gb:float = 8. # most that is kept
-    check:Literal['changed', 'full'] = 'changed' # files read at a start: those whose size, times or inode changed | full: all
+    check:Literal['changed', 'full'] = 'changed' # files to read again: changed (size, times, inode) | full: all
 
 # %% ../../../nbs/systems/action_cls/00_config.ipynb #905a7ad9
 @dataclass(kw_only=True)
@@ -230,7 +230,8 @@ READ_WHEN = [ # see `vadnb.switches`
     ('decoder.middle', 'decoder.kind', ['mlp', 'transformer', 'transformer_no_vision']),
     ('decoder.layers decoder.heads decoder.width', 'decoder.kind', ['transformer', 'transformer_no_vision']),
     ('loss.beta', 'loss.balanced', [True]), ('score.overlap', 'score.window', 'set'),
-    ('cache.folder cache.check', 'cache.where', ['auto', 'disk']), ('cache.gb', 'cache.where', ['auto', 'memory', 'disk']),
+    ('cache.folder cache.check', 'cache.where', ['auto', 'disk']),
+    ('cache.gb', 'cache.where', ['auto', 'memory', 'disk']),
 ]
 
 # %% ../../../nbs/systems/action_cls/00_config.ipynb #8e8674ff

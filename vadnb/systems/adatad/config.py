@@ -61,7 +61,7 @@ class CacheConfig:
     use:bool = False # keep what training decodes
     folder:str|None = None # where; null: `frames` in the folder of runs
     gb:float = 64. # most that is kept
-    check:Literal['changed', 'full'] = 'changed' # files read at a start: those whose size, times or inode changed | full: all
+    check:Literal['changed', 'full'] = 'changed' # files to read again: changed (size, times, inode) | full: all
 
 @dataclass(kw_only=True)
 class FeatureConfig:

@@ -38,7 +38,7 @@ class DataConfig(SourceLimits):
     cache:Literal['auto', 'memory', 'disk', 'off'] = 'auto' # where the frozen features are kept
     cache_folder:str|None = None # where they lie on disk; null: `features` in the folder of runs
     cache_gb:float = 8. # most that is kept
-    cache_check:Literal['changed', 'full'] = 'changed' # files read at a start: those whose size, times or inode changed | full: all
+    cache_check:Literal['changed', 'full'] = 'changed' # files to read again: changed (size, times, inode) | full: all
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #9bea263b
 @dataclass(kw_only=True)
