@@ -99,7 +99,8 @@ def test_batches_without_regions(findings):
 def test_a_set_without_regions(findings):
     found = findings('--data.train_json', 'free.json')
     assert {x['evidence']['loss'] for x in found['single_candidate']}=={'region'} and 'check that the annotation has regions' in found['single_candidate'][0]['message']
-    assert {'single_candidate'}<=found.keys()<={'single_candidate', 'zero_gradient'}
+    assert {'single_candidate', 'unmeasured'}<=found.keys()<={'single_candidate', 'unmeasured', 'zero_gradient'}
+    assert {x['evidence']['name'] for x in found['unmeasured']}>={'loss/region'}
 
 def test_a_loss_that_is_off_needs_no_candidates(findings):
     found = findings('--data.train_json', 'free.json', '--loss.region_weight', '0')
@@ -150,4 +151,4 @@ def test_texts_without_a_weight(findings, world):
 
 def test_a_weight_without_texts(findings):
     found = findings('--loss.hard_negative_weight', '0.5')
-    assert 'no region has negative_captions' in found['hard_negatives'][0]['message'] and found.keys()<={'hard_negatives', 'zero_gradient'}
+    assert 'no region has negative_captions' in found['hard_negatives'][0]['message'] and found.keys()<={'hard_negatives', 'unmeasured', 'zero_gradient'}

@@ -357,7 +357,7 @@ def test_features_are_computed_once_and_repaired(world, tmp_path, encoded, monke
     # another seed draws another backbone, and must not read these
     other = said(world, tmp_path, 'other', '--seed', '1')
     assert '0 rows found' in other[0] and sum(encoded)==22 and sorted(folder.glob('*.safetensors'))==shards
-    alien = next(p for p in (tmp_path/'features').iterdir() if p!=folder)
+    alien = next(p for p in (tmp_path/'features').iterdir() if p!=folder and p.is_dir())
     shutil.copy(next(alien.glob('*.safetensors')), shards[0])
     raw = bytearray(shards[1].read_bytes()); raw[-100] ^= 1; shards[1].write_bytes(raw)
     encoded.clear()
