@@ -6,9 +6,9 @@
 __all__ = ['shares', 'start_command', 'SideBySide', 'passing_signals_on', 'side_by_side']
 
 # %% ../../nbs/commands/06_side_by_side.ipynb #3610b91c
-import contextlib, os, queue, signal, subprocess, sys, threading
+import contextlib, os, queue, signal, subprocess, threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from ..strangers import alone
 
 # %% ../../nbs/commands/06_side_by_side.ipynb #d2b429aa
 def shares(
@@ -27,13 +27,11 @@ def start_command(
     threads:int, # threads it computes with, unless the environment says otherwise
 ): # subprocess.Popen; what it prints and complains of comes out of `stdout`
     "Start `vadnb` with some words"
-    import vadnb
-    package = str(Path(vadnb.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (package, os.environ.get('PYTHONPATH'))))
-    env = dict(OMP_NUM_THREADS=str(threads))|dict(os.environ)|dict(PYTHONPATH=path, PYTHONUNBUFFERED='1')
-    program = [sys.executable, '-P', '-c', 'from vadnb.cli import main; main()', *words]
-    return subprocess.Popen(program, env=env, process_group=0, text=True, errors='replace',
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    interpreter,*rest = alone('from vadnb.cli import main; main()', *words)
+    # a line comes when it is said, and not when a buffer is full
+    return subprocess.Popen([interpreter, '-u', *rest], env=dict(OMP_NUM_THREADS=str(threads))|dict(os.environ),
+                            process_group=0, text=True, errors='replace', stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 # %% ../../nbs/commands/06_side_by_side.ipynb #3bf8a012
 class SideBySide:
