@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from fastcore.basics import patch
 from ...core import DataError
+from ...core import read_text
 from ...faults import listed
 from ...data.regions import token_budget
 from ...data.ucf_crime import AnnotatedClips
@@ -62,6 +63,8 @@ def clips(self:FGCLIPData,
 )->RegionClips:
     "The captioned clips of a region annotation"
     root,d = Path(self.cfg.data_root), self.cfg.data
+    # a path that leads nowhere is told before a tokenizer is imported and made
+    if not (root/name).is_file(): read_text(root/name)
     return RegionClips(root/name, self.cfg.data_root, frames, d.size, self.tokenize, d.sampling, d.event_share, d.flip,
                        d.paths, annotation, self.tokenize_clip, d.frame_slack)
 
