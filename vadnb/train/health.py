@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Health', 'GroupsCheck', 'RatesCheck', 'GradientsCheck', 'FiniteCheck', 'OscillationCheck', 'WaitingCheck',
-           'SkippedCheck', 'UnreadSettingsCheck', 'BaselineCheck', 'ResumeCheck', 'general_checks']
+           'SkippedCheck', 'UnreadSettingsCheck', 'ResumeCheck', 'general_checks']
 
 # %% ../../nbs/train/54_health.ipynb #60eb9365
 import math, torch
@@ -12,7 +12,11 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import write_json
 from ..switches import unread_lines
+from .baselines import BaselineCheck, ValidationCheck
 from .callbacks import Callback, handlers
+from .drawn import NeverDrawnCheck
+from .factors import FactorsCheck
+from .motion import AveragesCheck, ClearedCheck, MotionCheck, looks_at
 from .optim import group_faults
 from .oscillation import oscillates
 from .samples import how_many
@@ -131,12 +135,11 @@ class RatesCheck(Check):
 class GradientsCheck(Check):
     "Trainable parameters whose gradient stays zero or missing"
     code,what = 'zero_gradient', 'every trainable parameter receives a gradient'
-    when = {1, 2, 3, 5, 8, 13, 21, 34, 55, 89}
     def __init__(self): self.without,self.looks = {}, 0
 
     def before_step(self):
-        L,n = self.learner, self.learner.step+1
-        if n not in self.when and n%97: return
+        L = self.learner
+        if not looks_at(L.step+1): return
         self.looks += 1
         named = [(k, p) for k,p in L.system.named_parameters() if p.requires_grad]
         with_grad = [(k, p.grad) for k,p in named if p.grad is not None]
@@ -304,28 +307,6 @@ class UnreadSettingsCheck(Check):
     def before_fit(self):
         for line in unread_lines(self.learner.cfg): self.find('note', line, key=line)
 
-class BaselineCheck(Check):
-    "A metric at or below its trivial baseline"
-    code,what = 'below_baseline', 'every metric is better than its trivial baselines'
-    def state(self):
-        L = self.learner
-        if L.valid is None or L.metrics and not any(k.startswith('baseline/') for k in L.metrics): return APART
-        return HOLDS if self.health.done and L.metrics else WAITS
-    def after_fit(self):
-        L = self.learner
-        for key,limit in L.metrics.items():
-            name,_,trivial = key.removeprefix('baseline/').rpartition('/')
-            # of metrics by threshold the one that chooses the checkpoint speaks for all
-            if not key.startswith('baseline/') or name not in L.metrics or '/' in name and name!=L.metric: continue
-            value,sign = L.metrics[name], -1 if name==L.metric and L.metric_mode=='min' else 1
-            if not math.isfinite(value) or not math.isfinite(limit) or sign*value>sign*limit: continue
-            oracle = trivial.startswith('perfect')
-            why = (', which knows part of the answer' if oracle
-                   else ': the model has learned nothing that this metric can see')
-            self.find('note' if oracle else 'warning', f'{name} is {value:.4g}, not better than {limit:.4g} of the '
-                      f"trivial baseline '{trivial.replace('_', ' ')}'{why}",
-                      key=key, metric=name, value=value, baseline=limit)
-
 # %% ../../nbs/train/54_health.ipynb #b28acce3
 class ResumeCheck(Check):
     "A run that was resumed with another configuration, batch size or data set"
@@ -343,6 +324,7 @@ def general_checks(
     groups, # optimizer groups
 )->list: # one of each
     "The checks that every system gets"
-    others = (RatesCheck, GradientsCheck, FiniteCheck, UnmeasuredCheck, OscillationCheck, WaitingCheck, SkippedCheck,
-              BaselineCheck, ResumeCheck, UnreadSettingsCheck)
+    others = (RatesCheck, FactorsCheck, GradientsCheck, MotionCheck, ClearedCheck, AveragesCheck, FiniteCheck,
+              UnmeasuredCheck, OscillationCheck, WaitingCheck, SkippedCheck, NeverDrawnCheck, BaselineCheck,
+              ValidationCheck, ResumeCheck, UnreadSettingsCheck)
     return [GroupsCheck(groups), *(check() for check in others)]
