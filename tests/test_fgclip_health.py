@@ -1,23 +1,27 @@
 "Every fault that health knows of fgclip, planted in a training run and named in its file, its log and nowhere else"
 import math, warnings
-import pytest
-from vadnb.core import read_json, read_jsonl
+import pytest, torch
+from safetensors.torch import save_file
+from vadnb.core import read_json, read_jsonl, write_json
 from vadnb.models.clip import CLIP
 from vadnb.models.memory_bank import MemoryBank
+from vadnb.systems.fgclip import features
+from vadnb.systems.fgclip.data import FGCLIPData
 from vadnb.systems.fgclip.system import FGCLIP
 from vadnb.systems.fgclip.checks import contrastive_checks
 from vadnb.train.health import HealthError
 from vadnb.train.learner import fit
-from test_fgclip_system import BANKS, config, make_world
+from vadnb.worlds.street import street_world
+from test_fgclip_system import BANKS, changed_json, config, make_world
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory): return make_world(tmp_path_factory.mktemp('health')/'world')
 
 @pytest.fixture
 def findings(world, tmp_path):
-    "Train and give back what health.json says, by code, after comparing it with the log"
-    def f(*more, error=None):
-        cfg = config(world, tmp_path, 'run', '--train.steps', '4', *more)
+    "Train and give back what health.json says, by code, after comparing it with the log; of batches of four it says that they are small"
+    def f(*more, error=None, few=False, root=world):
+        cfg = config(root, tmp_path, 'run', '--train.steps', '4', *more)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             if error:
@@ -27,7 +31,8 @@ def findings(world, tmp_path):
         assert {c.code for c in contrastive_checks()}<={c['code'] for c in written['checked']}
         assert [(x['code'], x['severity']) for x in written['findings']]==[(r['code'], r['severity']) for r in log if r['kind']=='health']
         res = {}
-        for x in written['findings']: res.setdefault(x['code'], []).append(x)
+        for x in written['findings']:
+            if few or x['code']!='few_candidates': res.setdefault(x['code'], []).append(x)
         return res
     return f
 
@@ -152,3 +157,63 @@ def test_texts_without_a_weight(findings, world):
 def test_a_weight_without_texts(findings):
     found = findings('--loss.hard_negative_weight', '0.5')
     assert 'no region has negative_captions' in found['hard_negatives'][0]['message'] and found.keys()<={'hard_negatives', 'unmeasured', 'zero_gradient'}
+
+# ---------------------------------------------------------------- whether anything can be told apart
+
+def test_few_candidates_are_said_and_enough_are_not(findings):
+    found = findings('--train.steps', '8', few=True)
+    assert {x['key'] for x in found['few_candidates']}=={'global', 'region'} and 'among 3.' in found['few_candidates'][0]['message']
+
+def test_banks_give_enough_candidates(findings):
+    assert findings(*BANKS, '--train.batch_size', '8', '--train.steps', '12', few=True)=={}
+
+def test_a_bank_that_is_written_once(findings, monkeypatch):
+    push = MemoryBank.push
+    monkeypatch.setattr(MemoryBank, 'push', lambda self, *rows: None if int(self.count) else push(self, *rows))
+    found = findings('--bank.clips', '16', '--bank.warmup', '2', '--train.steps', '8')
+    assert 'holds rows of step 1 and older at step' in only(found, 'memory_bank')['message']
+
+def test_a_bank_whose_rows_are_compared_with_nothing(findings, monkeypatch):
+    read = features.read_bank
+    monkeypatch.setattr(features, 'read_bank', lambda pairs, bank: (read(pairs, bank), read(pairs, None))[1])
+    found = findings('--bank.clips', '16', '--bank.warmup', '2', '--train.steps', '8')
+    assert 'no pair is compared with any of them' in only(found, 'memory_bank')['message']
+
+def test_weights_that_bring_no_scale(findings, world):
+    torch.manual_seed(0)
+    clip = CLIP('tiny', log_scale=math.log(1/.07))
+    save_file({k: v.contiguous() for k,v in clip.state_dict().items()}, world.root/'weights.safetensors')
+    found = findings('--model.pretrained', 'true', '--model.weights', world.root/'weights.safetensors', '--model.size', 'null', '--model.activation', 'quick_gelu')
+    assert {x['key'] for x in found['logit_scale']}=={'global', 'region'} and 'hardly told apart below 50' in found['logit_scale'][0]['message']
+
+def test_frozen_scales(findings, monkeypatch):
+    init = FGCLIP.__init__
+    def frozen(self, *args, **kwargs): init(self, *args, **kwargs); [p.requires_grad_(False) for p in self.clip.scales().values()]
+    monkeypatch.setattr(FGCLIP, '__init__', frozen)
+    assert only(findings(), 'frozen_scales')['evidence']['scales']==['global', 'region']
+
+def test_black_videos_look_all_alike(findings, monkeypatch):
+    collate = FGCLIPData.collate
+    def black(self, items): return (b := collate(self, items)) | dict(frames=torch.zeros_like(b['frames']))
+    monkeypatch.setattr(FGCLIPData, 'collate', black)
+    assert {x['key'] for x in findings('--train.steps', '8')['collapse']}=={'global', 'region'}
+
+def test_boxes_that_hold_the_whole_picture(findings, world):
+    def whole(item): return item | dict(bbox_info=[r | dict(keyframes=[k | dict(bbox=[0, 0, 1, 1]) for k in r['keyframes']]) for r in item['bbox_info']])
+    changed_json(world, 'train.json', 'whole.json', whole)
+    n = sum(len(i['bbox_info']) for i in read_json(world.train))
+    assert f'the boxes of {n} of {n} training regions' in only(findings('--data.train_json', 'whole.json'), 'whole_frame_boxes')['message']
+
+def test_a_factor_that_nothing_reads(findings, monkeypatch):
+    groups = FGCLIP.groups
+    monkeypatch.setattr(FGCLIP, 'groups', lambda self: [g | dict(lr=self.cfg.optim.lr) if 'text' in g['name'] else g for g in groups(self)])
+    assert only(findings('--rates.text', '0.4'), 'rate_scale')['key']=='text'
+
+def test_captions_that_slipped_by_one(findings, tmp_path):
+    "Learned by heart, they are found among those of training; validation shows that nothing was learned"
+    world = street_world(tmp_path/'world', videos=12, valid_videos=32, test_videos=0, size=(48, 64), frames=(32, 36))
+    items = read_json(world.train)
+    write_json(world.root/'rolled.json', [i | dict(global_caption=items[k-1]['global_caption']) for k,i in enumerate(items)])
+    some = '--data.valid_json', 'valid.json', '--data.valid_frames', '2', '--data.train_json', 'rolled.json', '--train.steps', '24'
+    found = findings(*some, root=world)['no_better_than_guess']
+    assert 'valid clip' in {x['key'] for x in found} and all('whether captions belong' in x['message'] for x in found)

@@ -30,6 +30,7 @@ class MemoryBank(nn.Module):
         self.register_buffer('written', torch.zeros(size, dtype=torch.long))
         for name in ('pointer', 'count', 'steps'): self.register_buffer(name, torch.zeros((), dtype=torch.long))
         self.reads = self.empty_reads = self.pushes = 0 # what health checks look at; not part of the state
+        self.compared = 0 # pairs of a query and a row that a loss has compared, as the loss counts them
 
     def extra_repr(self): return f'{self.count}/{self.size} rows of {self.dim}, warmup={self.warmup}, max_age={self.max_age}'
 
@@ -90,4 +91,4 @@ def step(self:MemoryBank):
 def reset(self:MemoryBank):
     "Back to the constructed state: no rows, no steps, counters at 0"
     for buffer in self.buffers(): buffer.zero_()
-    self.reads = self.empty_reads = self.pushes = 0
+    self.reads = self.empty_reads = self.pushes = self.compared = 0

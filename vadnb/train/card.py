@@ -11,7 +11,6 @@ __all__ = ['FORMAT', 'TAKEN', 'CARD_RULES', 'check_part_name', 'check_file_name'
 import json, re
 from pathlib import Path
 import torch
-from torch import nn
 from .. import __version__
 from ..core import CheckpointError
 from ..core import read_json
@@ -108,12 +107,10 @@ def check_covered(
     system, # a `System`
 ):
     "Raise `CheckpointError` where a parameter that trains is in no part, so that no checkpoint would hold it"
-    own,others = set(), set()
-    for part in system.parts().values():
-        if isinstance(part, nn.Module): own |= {id(p) for p in part.parameters()}
-        else: others |= {t.data_ptr() for t in part.state_dict().values()}
-    lost = [n for n,p in system.named_parameters()
-            if p.requires_grad and id(p) not in own and p.data_ptr() not in others]
+    # a state dict shares the memory of what it holds, and only what it holds is written
+    state = [t for part in system.parts().values() for t in part.state_dict().values()]
+    held = {t.data_ptr() for t in state if isinstance(t, torch.Tensor)}
+    lost = [n for n,p in system.named_parameters() if p.requires_grad and p.numel() and p.data_ptr() not in held]
     if lost:
         raise CheckpointError(f"{len(lost)} trainable parameters are in no part of {type(system).__name__}.parts, such "
                               f"as '{lost[0]}', so no checkpoint would hold them; name them there, or freeze them")

@@ -16,7 +16,10 @@ class UnmeasuredCheck(Check):
         L = self.learner
         seen = {k for row in L.log.rows if row.get('kind')=='train' for k,v in row.items() if v is not None}
         # rows go back to the beginning of the run, the losses are those of the last batch
-        for k in L.losses if seen else ():
-            if k in seen: continue
+        lost = [k for k in L.losses if k not in seen] if seen else []
+        # of 'loss/region', 'recall_at_1/region' and others of that name the loss speaks for all
+        for k in lost:
+            part = f"loss/{k.rpartition('/')[2]}"
+            if k!=part and part in L.losses: continue
             self.find('warning', f"'{k}' was measured in no batch of the run: give data that have it, or switch it "
                       'off; where they are there, it is NaN', key=k, name=k)

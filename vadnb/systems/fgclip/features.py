@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['on_host', 'clip_mask', 'caption_features', 'Features', 'chosen', 'batch_features', 'Contrast', 'read_bank',
-           'push_bank', 'contrast', 'ClipLook', 'Look', 'look_at_clips']
+           'push_bank', 'spread', 'contrast', 'ClipLook', 'Look', 'look_at_clips']
 
 # %% ../../../nbs/systems/fgclip/02_features.ipynb #606dd2bd
 from collections.abc import Iterator
@@ -124,6 +124,18 @@ def push_bank(
     # features that are not finite end the run, with the samples named; the bank does not have to fail before
     if torch.stack([r.isfinite().all() for r in rows[:2]]).all(): bank.push(*rows)
 
+# %% ../../../nbs/systems/fgclip/02_features.ipynb #b1aeb119
+@torch.no_grad()
+def spread(
+    a:Tensor, # unit features of one side, (n, P)
+    b:Tensor, # of the other, (n, P)
+)->Tensor: # scalar, the smaller one of the two sides; NaN for fewer than two pairs
+    "How far apart the features of a batch lie, over all processes: 1 minus the mean cosine of two different ones"
+    sums = torch.cat([a.float().sum(0), b.float().sum(0), a.new_full((1,), len(a), dtype=torch.float)])
+    *_,n = total = gather_rows(sums[None])[0].sum(0)
+    alike = (total[:-1].reshape(2, -1)/n).square().sum(1)
+    return torch.where(n>1, ((1-alike)*n/(n-1)).amin(), torch.nan)
+
 # %% ../../../nbs/systems/fgclip/02_features.ipynb #938987a3
 def contrast(
     name:str, # of the loss, such as 'global'
@@ -147,9 +159,11 @@ def contrast(
     # nothing to compare is no answer, neither a right nor a wrong one
     n,guess,found = rows.mean(0) if len(rows) else rows.new_tensor([0., torch.nan, torch.nan])
     whole = gather_rows(value.detach()[None])[0].mean()
-    if bank is not None: push_bank(pairs, bank)
+    if bank is not None:
+        bank.compared = bank.compared+(~old_mask).sum()
+        push_bank(pairs, bank)
     res = {f'loss/{name}': value, f'candidates/{name}': n, f'scale/{name}': scale.exp().detach(),
-           f'recall_at_1/{name}': found}
+           f'recall_at_1/{name}': found, f'spread/{name}': spread(a, b)}
     return res | ({f'above_chance/{name}': guess-whole} if loss.kind=='infonce' else {})
 
 # %% ../../../nbs/systems/fgclip/02_features.ipynb #7fd9426a
