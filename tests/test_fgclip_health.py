@@ -1,7 +1,6 @@
 "Every fault that health knows of fgclip, planted in a training run and named in its file, its log and nowhere else"
 import math, warnings
 import pytest, torch
-from safetensors.torch import save_file
 from vadnb.core import read_json, read_jsonl, write_json
 from vadnb.models.clip import CLIP
 from vadnb.models.memory_bank import MemoryBank
@@ -182,8 +181,8 @@ def test_a_bank_whose_rows_are_compared_with_nothing(findings, monkeypatch):
 def test_weights_that_bring_no_scale(findings, world):
     torch.manual_seed(0)
     clip = CLIP('tiny', log_scale=math.log(1/.07))
-    save_file({k: v.contiguous() for k,v in clip.state_dict().items()}, world.root/'weights.safetensors')
-    found = findings('--model.pretrained', 'true', '--model.weights', world.root/'weights.safetensors', '--model.size', 'null', '--model.activation', 'quick_gelu')
+    clip.clip.save_pretrained(world.root/'weights')
+    found = findings('--model.pretrained', 'true', '--model.weights', world.root/'weights', '--model.size', 'null')
     assert {x['key'] for x in found['logit_scale']}=={'global', 'region'} and 'hardly told apart below 50' in found['logit_scale'][0]['message']
 
 def test_frozen_scales(findings, monkeypatch):
@@ -196,7 +195,7 @@ def test_black_videos_look_all_alike(findings, monkeypatch):
     collate = FGCLIPData.collate
     def black(self, items): return (b := collate(self, items)) | dict(frames=torch.zeros_like(b['frames']))
     monkeypatch.setattr(FGCLIPData, 'collate', black)
-    assert {x['key'] for x in findings('--train.steps', '8')['collapse']}=={'global', 'region'}
+    assert 'global' in {x['key'] for x in findings('--train.steps', '8')['collapse']}
 
 def test_boxes_that_hold_the_whole_picture(findings, world):
     def whole(item): return item | dict(bbox_info=[r | dict(keyframes=[k | dict(bbox=[0, 0, 1, 1]) for k in r['keyframes']]) for r in item['bbox_info']])
@@ -207,7 +206,7 @@ def test_boxes_that_hold_the_whole_picture(findings, world):
 def test_a_factor_that_nothing_reads(findings, monkeypatch):
     groups = FGCLIP.groups
     monkeypatch.setattr(FGCLIP, 'groups', lambda self: [g | dict(lr=self.cfg.optim.lr) if 'text' in g['name'] else g for g in groups(self)])
-    assert only(findings('--rates.text', '0.4'), 'rate_scale')['key']=='text'
+    assert only(findings('--rates.text', '0.4'), 'rate_scale')['evidence']==dict(factors=['text'], groups=['text', 'text_no_decay'])
 
 def test_captions_that_slipped_by_one(findings, tmp_path):
     "Learned by heart, they are found among those of training; validation shows that nothing was learned"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'looks_at', 'steepest', 'numbers_at', 'MotionCheck', 'ClearedCheck', 'a_few_numbers', 'AveragesCheck']
 
-# %% ../../nbs/train/69_motion.ipynb #3ff498bd
+# %% ../../nbs/train/69_motion.ipynb #dd3923f2
 import torch
 from fastcore.basics import patch
 from .callbacks import Averaging
@@ -15,7 +15,7 @@ from .verdicts import WAITS
 from .verdicts import Check
 from .verdicts import a_few_of
 
-# %% ../../nbs/train/69_motion.ipynb #0dee0279
+# %% ../../nbs/train/69_motion.ipynb #c10e8165
 LOOKS = {1, 2, 3, 5, 8, 13, 21, 34, 55, 89}
 
 def looks_at(
@@ -24,7 +24,7 @@ def looks_at(
     "Whether a check that costs something looks at this step"
     return step in LOOKS or step%97==0
 
-# %% ../../nbs/train/69_motion.ipynb #c3adea36
+# %% ../../nbs/train/69_motion.ipynb #e2e7c347
 @torch.no_grad()
 def steepest(
     params, # tensors with gradients
@@ -40,7 +40,7 @@ def numbers_at(
     "One number of each tensor"
     return torch.stack([torch.take(t.detach(), i).float() for t,i in zip(tensors, places)])
 
-# %% ../../nbs/train/69_motion.ipynb #efaa1050
+# %% ../../nbs/train/69_motion.ipynb #6b58f0ab
 class MotionCheck(Check):
     "Parameters with a gradient and a rate that no step moves"
     code,what = 'no_motion', 'optimizer steps move the parameters of every group'
@@ -62,12 +62,12 @@ class MotionCheck(Check):
         "Has it moved? Kept on the device until something else is read from there"
         if self.held is None: return
         own,places,before,pull = self.held
-        # 1: still, 0: moved, -1: without a gradient, which another check speaks of
-        stays = (numbers_at(own.values(), places)==before).float().masked_fill(pull==0, -1)
+        # 1: still, 0: moved, -1: without a gradient, or with one that is no more than rounding
+        stays = (numbers_at(own.values(), places)==before).float().masked_fill(pull.abs()<=1e-6*pull.abs().amax(), -1)
         self.waiting.append((list(own), stays))
         self.held = None
 
-# %% ../../nbs/train/69_motion.ipynb #2732b421
+# %% ../../nbs/train/69_motion.ipynb #def5ab36
 @patch
 def after_step(self:MotionCheck):
     L = self.learner
@@ -93,7 +93,7 @@ def after_fit(self:MotionCheck):
     if self.waiting: self.count()
     self.report(3)
 
-# %% ../../nbs/train/69_motion.ipynb #b2297b69
+# %% ../../nbs/train/69_motion.ipynb #8467360d
 @patch
 def report(self:MotionCheck, looks):
     "Name what has stayed in so many looks, by its groups"
@@ -125,7 +125,7 @@ def load_state_dict(self:MotionCheck, state):
     self.still,self.moved = dict(state['still']), list(state['moved'])
     self.waiting = [(own, torch.tensor(s)) for own,s in state['waiting']]
 
-# %% ../../nbs/train/69_motion.ipynb #8190b963
+# %% ../../nbs/train/69_motion.ipynb #c25faa10
 class ClearedCheck(Check):
     "Gradients of earlier steps that are still there when the next one begins"
     code,what = 'gradients_kept', 'gradients are cleared after every optimizer step'
@@ -156,7 +156,7 @@ class ClearedCheck(Check):
         return dict(looks=self.looks, kept=self.kept)
     def load_state_dict(self, state): self.looks,self.kept = state['looks'], state['kept']
 
-# %% ../../nbs/train/69_motion.ipynb #0e76dba8
+# %% ../../nbs/train/69_motion.ipynb #f6b0cf91
 @torch.no_grad()
 def a_few_numbers(
     tensors, # any

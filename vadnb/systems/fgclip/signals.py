@@ -6,7 +6,7 @@
 __all__ = ['READ', 'signals', 'SignalCheck', 'FewCandidatesCheck', 'CollapseCheck', 'GuessCheck', 'captions_of',
            'WholeBoxesCheck', 'signal_checks']
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #91d1ef59
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #dc69e4f8
 import math
 import numpy as np
 from ...metrics.classification_tables import wilson_interval
@@ -15,7 +15,7 @@ from ...train.verdicts import HOLDS
 from ...train.verdicts import WAITS
 from ...train.verdicts import Check
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #68978aaa
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #233922f1
 READ = 'candidates', 'recall_at_1', 'above_chance', 'spread'
 
 def signals(
@@ -49,7 +49,7 @@ class SignalCheck(Check):
     def state_dict(self): return dict(recent=self.recent)
     def load_state_dict(self, state): self.recent = state['recent']
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #23ceee88
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #3c2ac0bb
 class FewCandidatesCheck(SignalCheck):
     "A contrastive loss with fewer than eight candidates"
     code,what,rows,least = 'few_candidates', 'each contrastive loss has eight candidates or more', 3, 8
@@ -67,19 +67,19 @@ class FewCandidatesCheck(SignalCheck):
                   f'{n:.0f}, and fewer than {self.least} teach little; raise --train.batch_size, or give the loss a '
                   'memory bank', key=name, candidates=n)
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #9d753af7
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #1097db81
 class CollapseCheck(SignalCheck):
     "Features of a batch that are all the same"
     code,what,rows,least = 'collapse', 'features of different clips and captions differ', 5, 1e-4
     def judge(self, name, rows):
         seen = self.values(rows, 'spread')
-        if len(seen)<len(rows) or max(seen)>=self.least: return self.take_back(name)
+        if len(seen)<3 or max(seen)>=self.least: return self.take_back(name)
         self.find('warning', f'all features of a batch are alike for the {name} loss (one minus their mean cosine is '
-                  f'{max(seen):.1g} at most in the last {len(rows)} rows of the log): look whether the videos show '
+                  f'{max(seen):.1g} at most in {len(seen)} rows of the log): look whether the videos show '
                   'anything (vadnb verify), whether the captions differ, and lower the learning rate',
                   key=name, spread=seen)
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #736126ed
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #938b21ef
 class GuessCheck(SignalCheck):
     "Captions that are found no more often than by a guess"
     code,what,steps = 'no_better_than_guess', 'captions are told apart better than by a guess', 200
@@ -108,7 +108,7 @@ class GuessCheck(SignalCheck):
                       f'a guess finds {found[0][1]:.1%}: what was learned does not carry over to other videos; look '
                       'whether captions belong to what they are written for', key=f'valid {what}', captions=n)
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #598c113f
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #f4b4b664
 def captions_of(
     videos, # a split, or None
 )->dict: # 'clip' and 'region' → captions
@@ -116,7 +116,7 @@ def captions_of(
     clips = getattr(videos, 'clips', [])
     return dict(clip=[c.caption for c in clips], region=[t.caption for c in clips for t in c.tracks])
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #3dba1023
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #2cb0c748
 class WholeBoxesCheck(Check):
     "Regions whose boxes are the whole picture"
     code,what,share = 'whole_frame_boxes', 'boxes of regions are smaller than the picture', .95
@@ -129,7 +129,7 @@ class WholeBoxesCheck(Check):
                       'picture or more, so that a region is its whole frame and nothing is learned of where: give '
                       'boxes of what the captions tell of', regions=n)
 
-# %% ../../../nbs/systems/fgclip/10_signals.ipynb #bbbb6387
+# %% ../../../nbs/systems/fgclip/10_signals.ipynb #b3ea2e09
 def signal_checks(
 )->list: # of `Check`s
     "All checks of this notebook, each fresh"
