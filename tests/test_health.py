@@ -53,14 +53,16 @@ def test_numbers_are_read_from_the_device_where_a_row_is_due_and_nowhere_else(tm
 def test_many_metrics_below_their_baselines_are_one_finding(tmp_path, monkeypatch):
     def metrics(self): return {'error': 9., 'baseline/error/mean': 1.} | {f'm{k}': .1 for k in range(26)} | {f'baseline/m{k}/chance': .5 for k in range(26)}
     monkeypatch.setattr(Errors, 'metrics', metrics)
-    for valid,codes in ((40, ['below_baseline']), (7, ['validation'])):
-        monkeypatch.setattr(ToyData, 'split', lambda self, name, n=valid: Points(n) if name=='valid' else self.splits.get(name))
+    for valid in 40, 7:
+        monkeypatch.setattr(ToyData, 'split', lambda self, name: Points(valid) if name=='valid' else self.splits.get(name))
         fit(config(tmp_path, f'run{valid}', noisy=False, epochs=2))
-        found, = findings(tmp_path/f'run{valid}')
-        assert [found['code']]==codes and len(rows(tmp_path/f'run{valid}', 'health'))==1
-    assert found['severity']=='note' and found['evidence']['n']==7 and 'neither praise nor blame' in found['message']
     found, = findings(tmp_path/'run40')
-    assert len(found['evidence']['metrics'])==27 and found['message'].startswith("27 metrics are not better") and "error is 9, 'mean' has 1" in found['message']
+    assert found['code']=='below_baseline' and len(rows(tmp_path/'run40', 'health'))==1 and len(found['evidence']['metrics'])==27
+    assert found['message'].startswith('27 metrics are not better') and "error is 9, 'mean' has 1" in found['message']
+    # of seven points nothing can be said, and that is said
+    assert findings(tmp_path/'run7')==[]
+    checked = {c['code']: c for c in read_json(tmp_path/'run7'/'health.json')['checked']}
+    assert checked['below_baseline']['state']=='does not apply' and 'on 7 validation points: fewer than 30' in checked['validation']['says']
 
 def test_healthy_runs_have_nothing_to_say(tmp_path):
     for name,some in dict(plain={}, accumulated=dict(accumulate=3), long=dict(epochs=12), sgd=dict(optim=dict(name='sgd', lr=.01)),

@@ -77,7 +77,8 @@ def health_section(
     rest = ', and the findings are those of the log.' if found else ', so this says nothing about the run.'
     lost = tag('p', f'health.json is missing: what was checked is not known{rest}', class_='lost')
     more = tag('p', f'and {len(found)-60:,} more in log.jsonl', class_='small')
-    lists = [(tag('h3', QUIET[k]), tag('ul', [tag('li', plain(c.get('what', c.get('code')))) for c in some],
+    def line(c): return ': '.join(plain(t, 2000) for t in (c.get('what', c.get('code')), c.get('says')) if t)
+    lists = [(tag('h3', QUIET[k]), tag('ul', [tag('li', line(c)) for c in some],
                                        class_='quiet' if k=='holds' else 'files')) for k,some in quiet.items() if some]
     return section('health', 'Health', tag('p', first), None if run.health else lost,
                    [finding(f) for f in found[:60]], more if len(found)>60 else None,

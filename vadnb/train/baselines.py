@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEW', 'measured_on', 'share_interval', 'beaten_by', 'BaselineCheck', 'ValidationCheck']
 
-# %% ../../nbs/train/72_baselines.ipynb #e36099aa
+# %% ../../nbs/train/72_baselines.ipynb #d69ca212
 import math
 from fastcore.basics import patch
 from ..metrics.classification_tables import wilson_interval
@@ -16,7 +16,7 @@ from .verdicts import WAITS
 from .verdicts import Check
 from .verdicts import a_few_of
 
-# %% ../../nbs/train/72_baselines.ipynb #2873843e
+# %% ../../nbs/train/72_baselines.ipynb #0f7435bc
 FEW = 30 # fewer samples than these neither praise nor blame
 
 def measured_on(
@@ -36,7 +36,7 @@ def share_interval(
     value = metrics[name]
     return wilson_interval(value*n, n) if n and 0<=value<=1 else None
 
-# %% ../../nbs/train/72_baselines.ipynb #8d2a102b
+# %% ../../nbs/train/72_baselines.ipynb #c63bfa00
 def beaten_by(
     metrics:dict, # of an evaluation, baselines beside them
     chosen:str, # the metric that chooses the checkpoint
@@ -78,7 +78,7 @@ def state(self:BaselineCheck):
     if L.metrics and measured_on(L)<FEW: return APART
     return HOLDS if self.health.done and L.metrics else WAITS
 
-# %% ../../nbs/train/72_baselines.ipynb #b1b5c78e
+# %% ../../nbs/train/72_baselines.ipynb #7027ec6d
 class ValidationCheck(Check):
     "A validation set that is too small, or too easy, to tell checkpoints apart"
     code,what = 'validation', 'validation is large and hard enough to tell one checkpoint from another'
@@ -86,23 +86,22 @@ class ValidationCheck(Check):
         L = self.learner
         return any(k.startswith('baseline/') for k in L.metrics) and math.isfinite(L.metrics.get(L.metric, math.nan))
 
-    def after_fit(self):
+    def says(self):
         L = self.learner
-        if not self.judged(): return
+        if L.valid is None or not self.judged(): return ''
         value,n = L.metrics[L.metric], measured_on(L)
-        ends = share_interval(L.metrics, L.metric, n)
-        says = f'{L.metric} is {value:.4g} on {n} validation {L.data.noun}'
-        if ends: says += f', and may as well be anything between {ends[0]:.2g} and {ends[1]:.2g} (95 %)'
-        some = dict(n=n, metric=L.metric, value=value, interval=ends and list(ends))
-        best = 0. if L.metric_mode=='min' else 1.
-        if n<FEW:
-            self.find('note', f'{says}: fewer than {FEW} neither praise nor blame; validate on more', key='few', **some)
+        why,best = [f'fewer than {FEW} neither praise nor blame']*(n<FEW), 0. if L.metric_mode=='min' else 1.
         if value==best:
             seen = [r.get(L.metric) for r in L.log.rows if r['kind']=='valid']
-            self.find('note', f'{says}: it stood at its end in {sum(v==best for v in seen)} of {len(seen)} evaluations, '
-                      'where one checkpoint is as good as another; validate on something harder', key='end', **some)
+            why.append(f'it stood at its end in {sum(v==best for v in seen)} of {len(seen)} evaluations, where one '
+                       'checkpoint is as good as another')
+        ends = share_interval(L.metrics, L.metric, n)
+        open_ = f', and may as well be anything between {ends[0]:.2g} and {ends[1]:.2g} (95 %)' if ends else ''
+        return why and f"{L.metric} is {value:.4g} on {n} validation {L.data.noun}{open_}: {'; '.join(why)}" or ''
 
+    def after_fit(self):
+        if says := self.says(): self.learner.say(says)
     def state(self):
         L = self.learner
-        if L.valid is None or L.metrics and not self.judged(): return APART
+        if L.valid is None or L.metrics and (not self.judged() or self.says()): return APART
         return HOLDS if self.health.done and L.metrics else WAITS

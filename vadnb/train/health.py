@@ -84,7 +84,8 @@ def write(self:Health):
     if not (L.main and L.save): return
     L.folder.check_there()
     loud = {f['code'] for f in self.findings.values()}
-    checked = [dict(code=c.code, what=c.what) | ({} if c.code in loud else dict(state=c.state())) for c in self.checks]
+    def quiet(c): return dict(state=c.state()) | (dict(says=says) if (says := c.says()) else {})
+    checked = [dict(code=c.code, what=c.what) | ({} if c.code in loud else quiet(c)) for c in self.checks]
     write_json(L.run/'health.json', dict(checked=checked, findings=list(self.findings.values())))
 
 # %% ../../nbs/train/54_health.ipynb #f01889b7

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOOKS', 'looks_at', 'steepest', 'numbers_at', 'MotionCheck', 'ClearedCheck', 'a_few_numbers', 'AveragesCheck']
 
-# %% ../../nbs/train/69_motion.ipynb #dd3923f2
+# %% ../../nbs/train/69_motion.ipynb #20800dd1
+import math
 import torch
 from fastcore.basics import patch
 from .callbacks import Averaging
@@ -40,7 +41,7 @@ def numbers_at(
     "One number of each tensor"
     return torch.stack([torch.take(t.detach(), i).float() for t,i in zip(tensors, places)])
 
-# %% ../../nbs/train/69_motion.ipynb #6b58f0ab
+# %% ../../nbs/train/69_motion.ipynb #27cbe6f1
 class MotionCheck(Check):
     "Parameters with a gradient and a rate that no step moves"
     code,what = 'no_motion', 'optimizer steps move the parameters of every group'
@@ -56,14 +57,16 @@ class MotionCheck(Check):
         known = {*self.moved}
         own = {self.names[id(p)]: p for g in groups for p in g['params']
                if p.grad is not None and p.numel() and self.names.get(id(p), '') not in known | {''}}
-        if own: self.held = own, *steepest(own.values())
+        if not own: return
+        largest = torch.stack(torch._foreach_norm([p.grad for p in self.learner.trained if p.grad is not None], math.inf))
+        self.held = own, *steepest(own.values()), largest.amax()
 
     def compare(self):
         "Has it moved? Kept on the device until something else is read from there"
         if self.held is None: return
-        own,places,before,pull = self.held
+        own,places,before,pull,largest = self.held
         # 1: still, 0: moved, -1: without a gradient, or with one that is no more than rounding
-        stays = (numbers_at(own.values(), places)==before).float().masked_fill(pull.abs()<=1e-6*pull.abs().amax(), -1)
+        stays = (numbers_at(own.values(), places)==before).float().masked_fill(pull.abs()<=1e-4*largest, -1)
         self.waiting.append((list(own), stays))
         self.held = None
 

@@ -30,6 +30,9 @@ class Check(Callback):
     def state(self):
         "What it means that nothing was found, one of `STATES`"
         return usual_state(self)
+    def says(self):
+        "What is worth saying beside it and is no fault, or nothing"
+        return ''
 
 # %% ../../nbs/train/65_verdicts.ipynb #477cbc49
 def usual_state(
