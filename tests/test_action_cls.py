@@ -268,7 +268,7 @@ def test_decoders_of_a_sweep_learn_on_one_pass_and_validation_chooses(world, tmp
     assert all(torch.equal(a[k], b[k]) for k in a)
     system,names = learner.system, ['rate 5e-08, decay 0', 'rate 5e-08, decay 0.1', 'rate 0.05, decay 0', 'rate 0.05, decay 0.1']
     groups = {g['name']: (g['peak'], g['weight_decay']) for g in learner.optimizer.param_groups}
-    assert groups['decoder_0']==(pytest.approx(5e-8), 0) and groups['decoder_3']==(pytest.approx(.05), .1) and 'rate_scale' not in findings(learner.run)
+    assert groups['decoder_0']==(pytest.approx(5e-8), 0) and groups['decoder_3']==(pytest.approx(.05), .1) and not {'rate_scale', 'lora_ratio'} & {*findings(learner.run)}
     each = system.decoders['directions'].each
     assert (each[0].head.weight-each[2].head.weight).abs().max()>.01
     m = learner.metrics
@@ -543,7 +543,7 @@ def test_a_healthy_run_raises_no_alarm(world, tmp_path):
 
 @pytest.mark.parametrize('fault,code,says', [
     ('frozen token', 'token_row', 'is not trained'), ('shrunk', 'embedding', 'rows were cut off'), ('scale', 'rate_scale', 'the scale has no effect'),
-    ('ratio', 'rate_scale', 'no matrix B'), ('undrawn', 'undrawn_set', 'no clip of ssv2'), ('answer first', 'label_visible', 'tells the class')])
+    ('ratio', 'lora_ratio', 'no matrix B'), ('undrawn', 'undrawn_set', 'no clip of ssv2'), ('answer first', 'label_visible', 'tells the class')])
 def test_a_planted_fault_is_named(world, tmp_path, monkeypatch, fault, code, says):
     def harm(system):
         if fault=='frozen token': system.qwen.action_row.requires_grad_(False)
