@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEW', 'measured_on', 'share_interval', 'beaten_by', 'BaselineCheck', 'ValidationCheck']
 
-# %% ../../nbs/train/72_baselines.ipynb #d69ca212
+# %% ../../nbs/train/72_baselines.ipynb #e36099aa
 import math
 from fastcore.basics import patch
 from ..metrics.classification_tables import wilson_interval
@@ -16,7 +16,7 @@ from .verdicts import WAITS
 from .verdicts import Check
 from .verdicts import a_few_of
 
-# %% ../../nbs/train/72_baselines.ipynb #0f7435bc
+# %% ../../nbs/train/72_baselines.ipynb #2873843e
 FEW = 30 # fewer samples than these neither praise nor blame
 
 def measured_on(
@@ -36,7 +36,7 @@ def share_interval(
     value = metrics[name]
     return wilson_interval(value*n, n) if n and 0<=value<=1 else None
 
-# %% ../../nbs/train/72_baselines.ipynb #c63bfa00
+# %% ../../nbs/train/72_baselines.ipynb #01097932
 def beaten_by(
     metrics:dict, # of an evaluation, baselines beside them
     chosen:str, # the metric that chooses the checkpoint
@@ -53,6 +53,7 @@ def beaten_by(
             res.append((name, value, trivial.replace('_', ' '), limit))
     return sorted(res, key=lambda r: r[0]!=chosen)
 
+# %% ../../nbs/train/72_baselines.ipynb #067f26f6
 class BaselineCheck(Check):
     "Metrics at or below their trivial baselines"
     code,what = 'below_baseline', 'every metric is better than its trivial baselines'
@@ -64,7 +65,7 @@ class BaselineCheck(Check):
             rows = [r for r in below if r[2].startswith('perfect')==bool(key)]
             if not rows: continue
             names = list(dict.fromkeys(r[0] for r in rows))
-            says = a_few_of([f"{name} is {value:.4g}, '{trivial}' has {limit:.4g}" for name,value,trivial,limit in rows])
+            says = a_few_of([f"{k} is {value:.4g}, '{trivial}' has {limit:.4g}" for k,value,trivial,limit in rows])
             why = (', each of which knows part of the answer' if key
                    else ': the model has learned nothing that can be seen there')
             figures = {f'{name}/{trivial}': [value, limit] for name,value,trivial,limit in rows}
@@ -78,7 +79,7 @@ def state(self:BaselineCheck):
     if L.metrics and measured_on(L)<FEW: return APART
     return HOLDS if self.health.done and L.metrics else WAITS
 
-# %% ../../nbs/train/72_baselines.ipynb #7027ec6d
+# %% ../../nbs/train/72_baselines.ipynb #05967089
 class ValidationCheck(Check):
     "A validation set that is too small, or too easy, to tell checkpoints apart"
     code,what = 'validation', 'validation is large and hard enough to tell one checkpoint from another'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rate_factors', 'deaf', 'FactorsCheck']
 
-# %% ../../nbs/train/70_factors.ipynb #a0daef20
+# %% ../../nbs/train/70_factors.ipynb #f20ce296
 import functools
 from dataclasses import is_dataclass
 from ..core import is_number
@@ -17,7 +17,7 @@ from .verdicts import WAITS
 from .verdicts import Check
 from .verdicts import a_few_of
 
-# %% ../../nbs/train/70_factors.ipynb #2124ea93
+# %% ../../nbs/train/70_factors.ipynb #d0a016eb
 def rate_factors(
     cfg, # a configuration
 )->dict: # name → factor
@@ -29,7 +29,7 @@ def rate_factors(
            if not any(meaning(wanted)[0](at(s)) for s,wanted in switches.items())]
     return {k: v for k,v in vars(rates).items() if is_number(v) and f'rates.{k}' not in off}
 
-# %% ../../nbs/train/70_factors.ipynb #3a53b378
+# %% ../../nbs/train/70_factors.ipynb #6af90466
 def deaf(
     system, # with `cfg` and `groups`
 )->tuple: # names of factors, names of groups
@@ -43,7 +43,7 @@ def deaf(
     names = [g['name'] for g in system.groups()]
     return [k for k,v in heard.items() if not any(v)], [n for n,*v in zip(names, *heard.values()) if not any(v)]
 
-# %% ../../nbs/train/70_factors.ipynb #15587879
+# %% ../../nbs/train/70_factors.ipynb #ffef0673
 class FactorsCheck(Check):
     "A multiple of the rate that nothing reads, or a group that trains at another rate than its own"
     code,what = 'rate_scale', 'every group trains at its multiple of the rate, and every such multiple is read'
@@ -70,7 +70,8 @@ class FactorsCheck(Check):
         off = [(g['name'], x, y) for g,x,y in rows if abs(x-y)>1e-9*abs(y)]
         if not off: return
         (name,x,y),*rest = off
-        self.find('warning', f"group '{name}' trains at {x:.3g}, and its factor and the schedule ask for {y:.3g} at step "
-                  f"{self.learner.step+1}{f'; so do {len(rest)} more groups' if rest else ''}: something else sets the "
-                  'rates of the optimizer', key='groups', groups=[n for n,*_ in off])
+        more = f', and {len(rest)} more groups at other rates than their own' if rest else ''
+        self.find('warning', f"group '{name}' trains at {x:.3g} in step {self.learner.step+1}, and its factor and the "
+                  f'schedule ask for {y:.3g}{more}: something else sets the rates of the optimizer', key='groups',
+                  groups=[n for n,*_ in off])
     def state(self): return HOLDS if self.looks else WAITS

@@ -41,11 +41,23 @@ def numbers_at(
     "One number of each tensor"
     return torch.stack([torch.take(t.detach(), i).float() for t,i in zip(tensors, places)])
 
-# %% ../../nbs/train/69_motion.ipynb #27cbe6f1
+# %% ../../nbs/train/69_motion.ipynb #34c77328
 class MotionCheck(Check):
     "Parameters with a gradient and a rate that no step moves"
     code,what = 'no_motion', 'optimizer steps move the parameters of every group'
     def __init__(self): self.still,self.moved,self.held,self.waiting = {}, [], None, []
+    def state(self): return HOLDS if self.moved else WAITS
+    def after_fit(self):
+        if self.waiting: self.count()
+        self.report(3)
+
+    # what waits on the device is read for a checkpoint, so that a resumed run knows it
+    def state_dict(self):
+        return dict(still=self.still, moved=self.moved, waiting=[[own, s.tolist()] for own,s in self.waiting])
+    def load_state_dict(self, state):
+        self.still,self.moved = dict(state['still']), list(state['moved'])
+        self.waiting = [(own, torch.tensor(s)) for own,s in state['waiting']]
+
     def before_fit(self):
         self.names = {id(p): n for n,p in self.learner.system.named_parameters()}
         self.learner.optimizer.optimizer.register_step_post_hook(lambda *_: self.compare())
@@ -58,8 +70,9 @@ class MotionCheck(Check):
         own = {self.names[id(p)]: p for g in groups for p in g['params']
                if p.grad is not None and p.numel() and self.names.get(id(p), '') not in known | {''}}
         if not own: return
-        largest = torch.stack(torch._foreach_norm([p.grad for p in self.learner.trained if p.grad is not None], math.inf))
-        self.held = own, *steepest(own.values()), largest.amax()
+        grads = [p.grad for p in self.learner.trained if p.grad is not None]
+        largest = torch.stack(torch._foreach_norm(grads, math.inf)).amax()
+        self.held = own, *steepest(own.values()), largest
 
     def compare(self):
         "Has it moved? Kept on the device until something else is read from there"
@@ -70,7 +83,7 @@ class MotionCheck(Check):
         self.waiting.append((list(own), stays))
         self.held = None
 
-# %% ../../nbs/train/69_motion.ipynb #def5ab36
+# %% ../../nbs/train/69_motion.ipynb #dface028
 @patch
 def after_step(self:MotionCheck):
     L = self.learner
@@ -91,12 +104,7 @@ def count(self:MotionCheck):
     self.still = {n: k for n,k in self.still.items() if n not in self.moved}
     self.report(5)
 
-@patch
-def after_fit(self:MotionCheck):
-    if self.waiting: self.count()
-    self.report(3)
-
-# %% ../../nbs/train/69_motion.ipynb #8467360d
+# %% ../../nbs/train/69_motion.ipynb #aa6e30ab
 @patch
 def report(self:MotionCheck, looks):
     "Name what has stayed in so many looks, by its groups"
@@ -114,21 +122,7 @@ def report(self:MotionCheck, looks):
                 'taken away before the step, or the rate is too small for float32; let them train, or freeze them')
     self.find('warning', says, parameters=names)
 
-@patch
-def state(self:MotionCheck): return HOLDS if self.moved else WAITS
-
-@patch
-def state_dict(self:MotionCheck):
-    # what waits on the device is read, so that a resumed run knows it
-    seen = [(own, s.tolist()) for own,s in self.waiting]
-    return dict(still=self.still, moved=self.moved, waiting=[[own, s] for own,s in seen])
-
-@patch
-def load_state_dict(self:MotionCheck, state):
-    self.still,self.moved = dict(state['still']), list(state['moved'])
-    self.waiting = [(own, torch.tensor(s)) for own,s in state['waiting']]
-
-# %% ../../nbs/train/69_motion.ipynb #c25faa10
+# %% ../../nbs/train/69_motion.ipynb #13318262
 class ClearedCheck(Check):
     "Gradients of earlier steps that are still there when the next one begins"
     code,what = 'gradients_kept', 'gradients are cleared after every optimizer step'
@@ -147,9 +141,9 @@ class ClearedCheck(Check):
         for w in self.waiting: self.kept = self.kept+1 if w is not None and next(values)!=0 else 0
         self.waiting = []
         if self.kept<3: return
-        self.find('fault', f'after step {self.learner.step} the gradients of that step are still there, as they were at '
-                  'the two looks before: each step adds those of all earlier ones; clear them, or keep no gradient '
-                  'beside the parameters', looks=self.kept)
+        self.find('fault', f'after step {self.learner.step} the gradients of that step are still there, as they were '
+                  'at the two looks before: each step adds those of all earlier ones; clear them, or keep no '
+                  'gradient beside the parameters', looks=self.kept)
 
     def after_fit(self):
         if self.waiting: self.judge()
@@ -159,7 +153,7 @@ class ClearedCheck(Check):
         return dict(looks=self.looks, kept=self.kept)
     def load_state_dict(self, state): self.looks,self.kept = state['looks'], state['kept']
 
-# %% ../../nbs/train/69_motion.ipynb #f6b0cf91
+# %% ../../nbs/train/69_motion.ipynb #2dc9535e
 @torch.no_grad()
 def a_few_numbers(
     tensors, # any
@@ -185,9 +179,10 @@ class AveragesCheck(Check):
         now,held = a_few_numbers(averages.state().values()), a_few_numbers(averages.average.values())
         gone,followed = torch.stack([(x-self.first.to(x)).abs().sum() for x in (now, held)]).tolist()
         if not gone or followed>.05*gone: return
-        self.find('warning', f'averaged weights are still those of the start: they have come {followed/gone:.1%} of the '
-                  f'way of the trained ones in {L.step} steps, and evaluation measures them; lower --train.ema (now '
-                  f'{L.cfg.train.ema:g}), leave train.ema_warmup true, or train longer', way=followed/gone)
+        self.find('warning', 'averaged weights are still those of the start: they have come '
+                  f'{followed/gone:.1%} of the way of the trained ones in {L.step} steps, and evaluation measures '
+                  f'them; lower --train.ema (now {L.cfg.train.ema:g}), leave train.ema_warmup true, or train '
+                  'longer', way=followed/gone)
     def state(self): return APART if not self.learner.cfg.train.ema else HOLDS if self.health.done else WAITS
     def state_dict(self): return dict(first=self.first)
     def load_state_dict(self, state): self.first = state['first']

@@ -139,13 +139,16 @@ class BankCheck(Check):
                           'never per forward pass', key=f'{name}/count', counted=counted)
             self.judge(name, bank, counted>bank.warmup, bool(held.get(name)), *rest)
 
-    def times(self, key, so): # how often in a row
-        self.counts[key] = self.counts.get(key, 0)+1 if so else 0
-        return self.counts[key]
     def state_dict(self): return dict(at=self.at, counts=self.counts)
     def load_state_dict(self, state): self.at,self.counts = state['at'], state['counts']
 
-# %% ../../../nbs/systems/fgclip/05_checks.ipynb #24bf1902
+# %% ../../../nbs/systems/fgclip/05_checks.ipynb #21993fd8
+@patch
+def times(self:BankCheck, key, so):
+    "How often in a row something was so"
+    self.counts[key] = self.counts.get(key, 0)+1 if so else 0
+    return self.counts[key]
+
 @patch
 def judge(self:BankCheck, name, bank, is_open, has_pairs, rows, written, compared):
     "Are rows written, is the bank read, and is anything compared with it?"
@@ -192,6 +195,7 @@ class ScaleCheck(Check):
             self.find('warning', f'the logit scale of the {name} loss is {s:.3g} at step {L.step}: {why}', key=name,
                       scale=s)
 
+# %% ../../../nbs/systems/fgclip/05_checks.ipynb #30087239
 class FrozenScalesCheck(Check):
     "Logit scales that do not train"
     code,what = 'frozen_scales', 'logit scales are trained'
@@ -199,8 +203,8 @@ class FrozenScalesCheck(Check):
         clip = getattr(self.learner.system, 'clip', None)
         frozen = [k for k,p in (clip.scales() if clip else {}).items() if not p.requires_grad]
         if frozen:
-            self.find('warning', f"the logit scale of the {' and '.join(frozen)} loss is frozen: the temperature cannot "
-                      'follow the features; unfreeze it, or take this as your choice', scales=frozen)
+            self.find('warning', f"the logit scale of the {' and '.join(frozen)} loss is frozen: the temperature "
+                      'cannot follow the features; unfreeze it, or take this as your choice', scales=frozen)
 
 # %% ../../../nbs/systems/fgclip/05_checks.ipynb #3631386b
 class FalseNegativesCheck(Check):
