@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'looks_at', 'steepest', 'numbers_at', 'MotionCheck', 'ClearedCheck', 'a_few_numbers', 'AveragesCheck']
 
-# %% ../../nbs/train/69_motion.ipynb #20800dd1
+# %% ../../nbs/train/69_motion.ipynb #ceb7d931
 import math
 import torch
 from fastcore.basics import patch
@@ -16,7 +16,7 @@ from .verdicts import WAITS
 from .verdicts import Check
 from .verdicts import a_few_of
 
-# %% ../../nbs/train/69_motion.ipynb #c10e8165
+# %% ../../nbs/train/69_motion.ipynb #0dee0279
 LOOKS = {1, 2, 3, 5, 8, 13, 21, 34, 55, 89}
 
 def looks_at(
@@ -25,7 +25,7 @@ def looks_at(
     "Whether a check that costs something looks at this step"
     return step in LOOKS or step%97==0
 
-# %% ../../nbs/train/69_motion.ipynb #e2e7c347
+# %% ../../nbs/train/69_motion.ipynb #c3adea36
 @torch.no_grad()
 def steepest(
     params, # tensors with gradients
@@ -41,7 +41,7 @@ def numbers_at(
     "One number of each tensor"
     return torch.stack([torch.take(t.detach(), i).float() for t,i in zip(tensors, places)])
 
-# %% ../../nbs/train/69_motion.ipynb #34c77328
+# %% ../../nbs/train/69_motion.ipynb #2db468d6
 class MotionCheck(Check):
     "Parameters with a gradient and a rate that no step moves"
     code,what = 'no_motion', 'optimizer steps move the parameters of every group'
@@ -74,16 +74,17 @@ class MotionCheck(Check):
         largest = torch.stack(torch._foreach_norm(grads, math.inf)).amax()
         self.held = own, *steepest(own.values()), largest
 
-    def compare(self):
-        "Has it moved? Kept on the device until something else is read from there"
-        if self.held is None: return
-        own,places,before,pull,largest = self.held
-        # 1: still, 0: moved, -1: without a gradient, or with one that is no more than rounding
-        stays = (numbers_at(own.values(), places)==before).float().masked_fill(pull.abs()<=1e-4*largest, -1)
-        self.waiting.append((list(own), stays))
-        self.held = None
+# %% ../../nbs/train/69_motion.ipynb #a74bbcfa
+@patch
+def compare(self:MotionCheck):
+    "Has it moved? Kept on the device until something else is read from there"
+    if self.held is None: return
+    own,places,before,pull,largest = self.held
+    # 1: still, 0: moved, -1: without a gradient, or with one that is no more than rounding
+    stays = (numbers_at(own.values(), places)==before).float().masked_fill(pull.abs()<=1e-4*largest, -1)
+    self.waiting.append((list(own), stays))
+    self.held = None
 
-# %% ../../nbs/train/69_motion.ipynb #dface028
 @patch
 def after_step(self:MotionCheck):
     L = self.learner
@@ -92,6 +93,7 @@ def after_step(self:MotionCheck):
     self.compare()
     if self.waiting and L.reads_device_at(L.step): self.count()
 
+# %% ../../nbs/train/69_motion.ipynb #e5dcbd5f
 @patch
 def count(self:MotionCheck):
     "Read what was seen since the last reading, all of it at once"
@@ -104,7 +106,6 @@ def count(self:MotionCheck):
     self.still = {n: k for n,k in self.still.items() if n not in self.moved}
     self.report(5)
 
-# %% ../../nbs/train/69_motion.ipynb #aa6e30ab
 @patch
 def report(self:MotionCheck, looks):
     "Name what has stayed in so many looks, by its groups"
@@ -122,7 +123,7 @@ def report(self:MotionCheck, looks):
                 'taken away before the step, or the rate is too small for float32; let them train, or freeze them')
     self.find('warning', says, parameters=names)
 
-# %% ../../nbs/train/69_motion.ipynb #13318262
+# %% ../../nbs/train/69_motion.ipynb #546c6994
 class ClearedCheck(Check):
     "Gradients of earlier steps that are still there when the next one begins"
     code,what = 'gradients_kept', 'gradients are cleared after every optimizer step'
@@ -153,7 +154,7 @@ class ClearedCheck(Check):
         return dict(looks=self.looks, kept=self.kept)
     def load_state_dict(self, state): self.looks,self.kept = state['looks'], state['kept']
 
-# %% ../../nbs/train/69_motion.ipynb #2dc9535e
+# %% ../../nbs/train/69_motion.ipynb #c5ff4d30
 @torch.no_grad()
 def a_few_numbers(
     tensors, # any
