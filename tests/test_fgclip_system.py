@@ -322,7 +322,7 @@ def test_a_set_without_regions(build, kind):
     system = build(*ALL, '--data.train_json', 'free.json', '--model.long_captions', kind).train()
     found = system.loss(batch_of(system))
     assert found['candidates/region'].item()==0 and found['loss/global'].item()>0 and found['loss'].isfinite()
-    assert {k for k,v in found.items() if v.isnan()}=={'loss/region', 'recall_at_1/region', 'above_chance/region', 'loss/background'}
+    assert {k for k,v in found.items() if v.isnan()}=={'loss/region', 'recall_at_1/region', 'above_chance/region', 'spread/region', 'loss/background'}
     found['loss'].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in system.parameters())
 
