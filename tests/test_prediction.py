@@ -121,7 +121,7 @@ def test_maps_of_one_video_share_a_scale(tmp_path):
     heat[0,0,0] = -.1
     p = VideoPrediction('n.mp4', video, 10, ['normal', 'x'], np.stack([1-s, s], 1), .5, heat, [12, 42])
     maps = [ax.images[1] for ax in p.figure().axes if len(ax.images)==2]
-    assert [(m.norm.vmin, m.norm.vmax) for m in maps]==[pytest.approx((-.1, .7))]*2 and [float(m.get_array().max()) for m in maps]==pytest.approx([.2, .7])
+    assert [(m.norm.vmin, m.norm.vmax) for m in maps]==[pytest.approx((.45, .7))]*2 and [float(m.get_array().max()) for m in maps]==pytest.approx([.2, .7])
 
 # ---------------------------------------------------------------- odd inputs
 

@@ -21,21 +21,21 @@ def shown_range(
 def map_range(
     maps, # of one video, any shape
 )->tuple: # (low, high), rising
-    "From the lowest to the highest value: maps have no scale of their own. Maps without a range are cold"
-    low,high = float(maps.min()), float(maps.max())
+    "From the median to the highest value: maps have no scale of their own, and most places of a video are nothing"
+    low,high = float(np.median(maps)), float(maps.max())
     return low, high if high>low else low+1
 
-# %% ../../nbs/results/06_overlay.ipynb #ce9ba356
+# %% ../../nbs/results/06_overlay.ipynb #99f099f1
 def heat_layer(
     heat, # (gh, gw)
     size, # (height, width) of the frame
-    low:float, # value that is fully transparent
+    low:float, # value from which down all is transparent
     high:float, # value that is most opaque
 )->tuple: # paint (h, w, 3) and what is left of the picture (h, w, 1), uint16, in 256ths
     "A map stretched over a frame as something to blend with, at most six tenths opaque"
     from matplotlib import colormaps
     from PIL import Image
-    share = ((np.asarray(heat, np.float32)-low)/(high-low)).astype(np.float32)
+    share = ((np.asarray(heat, np.float32)-low)/(high-low)).clip(0, 1).astype(np.float32)
     warm = Image.fromarray(share).resize(size[::-1], Image.Resampling.BILINEAR)
     level = np.rint(np.asarray(warm)*255).astype(np.uint8)
     palette = (colormaps['inferno'](np.arange(256))[:,:3]*255).round().astype(np.uint16)
