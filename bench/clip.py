@@ -33,7 +33,7 @@ def class_token():
         a,b = in_turns(ways)
     return dict(work=f'image features of {FRAMES} frames, ViT-B-16, the class token alone in the last block vs all tokens', ratio=a/b, limit=.95, detail=dict(class_token_s=round(a, 3), all_tokens_s=round(b, 3)))
 
-PAIRS = 8 # images and captions of a step
+PAIRS = 2 # images and captions of a step
 
 def step():
     "Forward and backward of the global contrast: ours against `CLIPModel` with the same random weights, the same pixels and captions"
