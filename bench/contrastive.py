@@ -29,7 +29,7 @@ def seconds_each(ways, rounds=60):
     return {k: median(v) for k,v in times.items()}
 
 def rows():
-    "The loss has two directions, each with a product of its own: over those two products, and over a single one"
+    "The loss has two directions, each with a product of its own, and its gradients two more"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,5 +1,5 @@
 "The whole of fgclip in a tiny world: banks, chunks, every loss, evaluation by name, prediction and verification, against references and planted faults"
-import contextlib, functools, io, math, pickle, warnings, weakref
+import contextlib, functools, io, math, pickle, shutil, warnings, weakref
 import numpy as np, pytest, torch
 from command import vadnb
 from toy_system import SPENT
@@ -569,7 +569,42 @@ def test_overlay_and_heat_can_be_read_by_others(run, video, tmp_path):
     film,source = VideoReader(tmp_path/f'{video.stem}_overlay.mp4'), VideoReader(video)
     assert len(film)==len(source) and film.get_batch([0, len(film)-1]).shape[1]>source.get_batch([0]).shape[1]
     with np.load(tmp_path/f'{video.stem}_heat.npz', allow_pickle=False) as held: heat,frames = held['heat'], held['frames']
-    assert heat.shape==(len(frames), 4, 4) and len(frames)==-(-len(source)//4) and (np.diff(frames)>0).all() and frames[-1]<len(source) and 0<=heat.min()<=heat.max()<=1
+    assert heat.shape==(len(frames), 4, 4) and len(frames)==-(-len(source)//4) and (np.diff(frames)>0).all() and frames[-1]<len(source) and -1<=heat.min()<heat.max()<=1 # cosines
+
+def test_where_boxes_begin_is_set_by_validation_boxes_and_used_everywhere(train, video, tmp_path):
+    "Kept in the card, told by eval and predict; a card without it is one that no boxes calibrated"
+    learner = train('boxes', '--data.valid_json', 'valid.json', '--train.steps', '1', '--train.evaluate_every', '1', '--score.stride', '4')
+    card = find_checkpoint(learner.run, 'last')/'card.json'
+    kept = read_json(card)['calibration']['value']
+    logged = learner.log.last('valid')
+    assert kept['share']==logged['box_cut'] and kept['boxes']==logged['box_cut_boxes']>0 and kept['overlap']==pytest.approx(logged['box_iou'])
+    changed = kept|dict(share=.2 if kept['share']>.5 else .8)
+    areas = {}
+    for known,says in ((kept, f"calibrated on {kept['boxes']} boxes of validation"), (changed, f"{changed['share']:.0%} of a map's range"), (None, 'half of a map\'s range on, the default: no boxes calibrated it')):
+        write_json(card, read_json(card) | dict(calibration=known and dict(step=1, value=known)))
+        for command in (('eval',), ('predict', video, '--out', tmp_path/'out')):
+            code,out,err = vadnb(*command, '--run', learner.run)
+            assert code==0 and says in out, out+err
+        found = read_json(learner.run/'eval.json')['metrics']
+        assert (found['box_cut'], found['box_cut_boxes'])==((known or {}).get('share', .5), (known or {}).get('boxes', 0))
+        assert {'box_ap', 'box_ap/0.1', 'box_ap/0.9', 'baseline/box_ap/prior'}<=found.keys() and found['box_ap']==found['box_ap/0.5']<=found['box_ap/0.1']
+        told = read_json(tmp_path/'out'/f'{video.stem}.json')
+        assert told['box_cut'].get('share')==(known or {}).get('share')
+        x1,y1,x2,y2 = told['most_anomalous'][0]['box']
+        areas[found['box_cut']] = (x2-x1)*(y2-y1)
+        shutil.rmtree(tmp_path/'out')
+    assert areas[min(areas)]>=areas[max(areas)]
+    write_json(card, read_json(card) | dict(calibration=dict(step=1, value=kept|dict(share=2))))
+    assert 'card.json: box cut, share: 2 is no finite number' in refuse('predict', video, '--run', learner.run)
+
+def test_boxes_and_maps_are_free_of_the_temperature(build, video):
+    system,found = build('--score.stride', '4').eval(), []
+    for scale in (10, 50, 100):
+        for p in system.clip.scales().values(): p.data.fill_(math.log(scale))
+        found += system.predict(video)
+    for other in found[1:]:
+        assert np.array_equal(found[0].heat, other.heat) and not np.array_equal(found[0].scores, other.scores)
+        assert [found[0].box_at(i) for i in range(len(other))]==[other.box_at(i) for i in range(len(other))]
 
 def test_a_clip_of_ucf101(run, shared, tmp_path):
     video = shared/'data/video/torchvision/v_SoccerJuggling_g23_c01.avi'

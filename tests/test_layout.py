@@ -275,6 +275,8 @@ SPINE = ('core', 'requirements', 'config', 'faults', 'strangers', 'switches', 'p
 NETWORKS = {'models.uniad', 'uniad', 'UniAD'} # a network of that name, which systems are made of
 # Keys of a system that are words of everybody: what the spine means by them.
 IN_GENERAL = {
+    'box_iou': 'a function of metrics.boxes, and a figure of fgclip',
+    'cache_dtype': 'what messages of train.feature_cache and train.kept_part call an argument',
     'cache_folder': 'an argument of train.feature_cache',
     'cache_gb': 'an argument of train.feature_cache',
     'calibration_error': 'a function of metrics.classification, and a figure of metrics.classification_tables',

@@ -8,7 +8,7 @@ from vadnb.worlds.street_events import street_scene
 from vadnb.data.video import VideoReader, numbered_frames, frame_number, write_video
 from vadnb.results.record import Source, read_record
 from vadnb.results.saving import save_results, signed_results
-from vadnb.results.localization import connected, heat_box, runs, smooth
+from vadnb.results.localization import connected, heat_box, heat_boxes, runs, smooth
 from vadnb.results.video import VideoPrediction
 
 def made_up(path, n, fps, seed=0, heat=True, name=None, threshold=.5, grid=(6, 8)):
@@ -59,17 +59,27 @@ def test_heat_box_against_a_walk_over_cells():
         h,w = rng.integers(1, 9, 2)
         x = rng.random((h, w)).astype(np.float32)
         top = tuple(int(v) for v in np.unravel_index(x.argmax(), x.shape))
-        seen,todo = {top},[top]
+        seen,todo,warm = {top}, [top], x.max()-.4*(float(x.max())-float(x.min()))
         while todo:
             r,c = todo.pop()
             for q in ((r+1, c), (r-1, c), (r, c+1), (r, c-1)):
-                if q not in seen and 0<=q[0]<h and 0<=q[1]<w and x[q]>=np.float32(.6)*x.max(): seen.add(q); todo.append(q)
+                if q not in seen and 0<=q[0]<h and 0<=q[1]<w and x[q]>=warm: seen.add(q); todo.append(q)
         rows,cols = zip(*seen)
         box,peak = heat_box(x, .6)
-        assert {tuple(map(int, q)) for q in np.argwhere(connected(x>=np.float32(.6)*x.max(), top))}==seen
-        assert peak==x.max() and box==pytest.approx((min(cols)/w, min(rows)/h, (max(cols)+1)/w, (max(rows)+1)/h))
+        start = np.zeros(x.shape, bool); start[top] = True
+        assert {tuple(map(int, q)) for q in np.argwhere(connected(x>=warm, start))}==seen
+        assert peak==x.max()
+        assert box==(pytest.approx((min(cols)/w, min(rows)/h, (max(cols)+1)/w, (max(rows)+1)/h)) if x.max()>x.min() else None)
 
-def test_a_map_of_negative_values_has_no_box(): assert heat_box(-np.ones((2, 2)))==(None, -1)
+def test_a_map_without_a_range_has_no_box():
+    assert heat_box(-np.ones((2, 2)))==(None, -1) and heat_box(np.ones((1, 1)))==(None, 1)
+    assert heat_box(np.array([[-3, -1], [-3, -3]]))[0]==(.5, 0, 1, .5)
+
+def test_boxes_of_many_maps_are_those_of_each():
+    maps = np.random.default_rng(4).integers(0, 4, (50, 5, 7)).astype(np.float32)
+    for share in (.1, .5, .75, 1):
+        boxes,peaks = heat_boxes(maps, share)
+        for m,b,p in zip(maps, boxes, peaks): assert heat_box(m, share)==(tuple(b) if b.any() else None, p)
 
 # ---------------------------------------------------------------- real videos
 
@@ -108,9 +118,10 @@ def test_maps_of_one_video_share_a_scale(tmp_path):
     video = write_video(tmp_path/'n.mp4', numbered_frames(60), 10)
     s = np.zeros(60); s[10:14] = .9; s[40:44] = .8
     heat = np.stack([np.full((2, 2), .2), np.full((2, 2), .7)])
+    heat[0,0,0] = -.1
     p = VideoPrediction('n.mp4', video, 10, ['normal', 'x'], np.stack([1-s, s], 1), .5, heat, [12, 42])
     maps = [ax.images[1] for ax in p.figure().axes if len(ax.images)==2]
-    assert [(m.norm.vmin, m.norm.vmax) for m in maps]==[(0, 1)]*2 and [float(m.get_array().max()) for m in maps]==pytest.approx([.2, .7])
+    assert [(m.norm.vmin, m.norm.vmax) for m in maps]==[pytest.approx((.45, .7))]*2 and [float(m.get_array().max()) for m in maps]==pytest.approx([.2, .7])
 
 # ---------------------------------------------------------------- odd inputs
 
@@ -143,8 +154,8 @@ def test_a_folder_of_frames(tmp_path):
 
 def test_a_video_of_one_frame(tmp_path):
     video = write_video(tmp_path/'a.mp4', numbered_frames(1), 25)
-    p = VideoPrediction('a.mp4', video, 25, ['normal', 'x'], [[.2, .8]], .5, np.ones((1, 1, 1)), [0])
-    assert json.loads(p.save(tmp_path/'out', overlay=True)[0].read_text())['segments'][0]['box']==[0, 0, 1, 1]
+    p = VideoPrediction('a.mp4', video, 25, ['normal', 'x'], [[.2, .8]], .5, np.array([[[0, 1]]]), [0])
+    assert json.loads(p.save(tmp_path/'out', overlay=True)[0].read_text())['segments'][0]['box']==[.5, 0, 1, 1]
 
 def test_names_of_any_kind(tmp_path):
     classes = ['normal', 'a, "b"', 'Überfall $x_1$', '<i>|']

@@ -19,6 +19,7 @@ from vadnb.systems.registry import load_config, load_run
 from vadnb.systems.uniad.scan import ImageScan
 from vadnb.systems.uniad.system import UniADSystem
 from vadnb.train.callbacks import Callback
+from vadnb.data.shards import row_bytes
 from vadnb.train.checkpoint import find_checkpoint
 from vadnb.train.feature_cache import CachedFeatures
 from vadnb.train.feed import look_through
@@ -315,6 +316,31 @@ def test_the_place_of_features_changes_nothing(trained, protocol):
     for other in found[1:]:
         for a,b in zip(numbers(found[0]), numbers(other), strict=True): assert b==pytest.approx(a, abs=1e-5)
         for k,v in found[0].system.state_dict().items(): torch.testing.assert_close(other.system.state_dict()[k], v, atol=1e-5, rtol=0)
+
+def row_of(learner): return row_bytes(learner.train.shards[0].tensors)
+
+def test_a_cache_that_holds_a_part_changes_nothing(trained, world, tmp_path):
+    "Of ten images to learn and twelve to validate, eight have room: each set keeps its first ones"
+    row = row_of(trained('--data.cache', 'disk', '--data.protocol', 'held_out'))
+    some = ('--data.cache', 'disk', '--data.protocol', 'held_out', '--data.cache_gb', str(8.5*row/1e9), '--train.workers', '2')
+    learner = train(world, tmp_path, 'part', *some)
+    for split,kept in (('train', 3), ('valid', 4)):
+        place = learner.fed.split(split).place
+        assert (place[:kept]>=0).all() and (place[kept:]<0).all()
+    for a,b in zip(numbers(trained('--data.cache', 'off', '--data.protocol', 'held_out')), numbers(learner), strict=True): assert b==pytest.approx(a, abs=1e-5)
+    assert sum(f.stat().st_size for f in (tmp_path/'features').rglob('*.safetensors'))<=8.5*row
+
+def test_compiling_on_the_cpu_is_refused_before_anything_is_made(world, tmp_path, encoded):
+    err = refuse('train', '--config', 'uniad_demo', *words(world, tmp_path, 'run', '--train.compile', 'true', '--data.cache', 'disk'))
+    assert "'train.compile' is true and the device is the CPU" in err and 'set it to false' in err
+    assert not encoded and not [p for p in tmp_path.rglob('*') if p.suffix in ('.safetensors', '.yaml', '.jsonl')]
+
+def test_half_a_row_changes_little(trained):
+    one,other = (trained('--data.cache', 'disk', '--data.cache_dtype', d) for d in ('float32', 'float16'))
+    exact,narrow = (x.train.rows[0]['feature'] for x in (one, other))
+    assert narrow.dtype==torch.float16 and torch.equal(narrow, exact.half()) and other.train[0]['feature'].dtype==torch.float32
+    assert row_of(other)<.6*row_of(one) and one.train.shards[0].key!=other.train.shards[0].key
+    for a,b in zip(numbers(one), numbers(other), strict=True): assert b==pytest.approx(a, rel=.02, abs=.02)
 
 class Remove(Callback):
     "Take the training images away, once training has begun"

@@ -63,7 +63,9 @@ class Wanted:
             raise DataError(f"{self.what}: '{left[0]}' was asked for and not computed")
 
 # %% ../../nbs/data/18_store.ipynb #ff384d50
-class OverLimit(NoPlace): "The rows are larger than the settings allow, wherever they lie"
+class OverLimit(NoPlace):
+    "The rows are larger than the settings allow, wherever they lie"
+    row = 0 # bytes of one, where they are known
 
 def amount(
     n:float, # bytes
@@ -82,8 +84,10 @@ def check_limit(
     "`OverLimit` when the rows alone are larger than the limit allows"
     needs = row*len(want.names)
     if needs>limit:
-        raise OverLimit(f'{words.limit}: {want.what} need about {amount(needs)}, allowed are {amount(limit)}; '
-                        f'set {words.limit} to {math.ceil(needs/1e7)/100:g} or more')
+        error = OverLimit(f'{words.limit}: {want.what} need about {amount(needs)}, allowed are {amount(limit)}; '
+                          f'set {words.limit} to {math.ceil(needs/1e7)/100:g} or more')
+        error.row = row
+        raise error
     return needs
 
 def available_memory()->int: # bytes

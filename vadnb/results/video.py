@@ -19,11 +19,14 @@ from ..plots import save_figure
 from ..pictures import timeline
 from .arrays import StoredArray
 from .arrays import array_file
-from .localization import heat_box
+from .box_cut import box_share
+from .box_cut import cut_words
 from .origin import every_frame
 from .overlay import heat_layer
+from .overlay import map_range
 from .overlay import painted_frame
 from .overlay import shown_range
+from .segment_threshold import as_plain
 from .video_answer import above_frames
 from .video_answer import rounded
 from .video_answer import without_frames
@@ -57,7 +60,7 @@ def figure(self:VideoPrediction,
     try: frames = (reader or self.reader()).get_batch(at)
     except VideoError as e: return without_frames(self.over_time, e)
     heats,low,high = None, None, None
-    if self.heat is not None: heats,(low,high) = self.heat[self.nearest_map(at)], shown_range(self.heat)
+    if self.heat is not None: heats,(low,high) = self.heat[self.nearest_map(at)], map_range(self.heat)
     says = [f"{clock(f/self.fps)} {s['label']} {s['peak']:.2f}" for f,s in zip(at, shown)]
     return above_frames(self.over_time, 1.95, frames, says, boxes=[self.box_at(f) for f in at], heats=heats, low=low,
                         high=high)
@@ -75,13 +78,20 @@ def table_rows(self:VideoPrediction)->tuple: # a sentence, and the cells of a ta
 
 # %% ../../nbs/results/10_video.ipynb #6a79aa3c
 @patch
+def box_words(self:VideoPrediction)->str: # a sentence without full stop
+    "Where the boxes of the maps begin, and who set that"
+    return self.cut.says() if self.cut else cut_words(box_share(None), 0)
+
+@patch
 def as_json(self:VideoPrediction)->dict: # plain values
     "The prediction as `<stem>.json` holds it, rounded to six digits"
     def row(s): return rounded(s | dict(box=self.box_at(s['peak_frame'])))
     return dict(name=self.name, fps=self.fps, frames=len(self), threshold=self.threshold, classes=self.classes,
                 segments=[row(s) for s in self.segments()], most_anomalous=[row(s) for s in self.most_anomalous()],
+                box_cut=None if self.heat is None else dict(says=self.box_words(), **rounded(as_plain(self.cut) or {})),
                 scores=[round(s, 6) for s in self.scores.tolist()])
 
+# %% ../../nbs/results/10_video.ipynb #8414bffc
 @patch
 def table(self:VideoPrediction)->str: # CSV text
     "One row per frame: its number, its time, its score and the probability of every class"
@@ -101,10 +111,11 @@ def overlay_frames(self:VideoPrediction,
     n,label,layer,held,box = len(self), np.full(len(self), 'normal', object), None, None, None
     for s in self.segments(): label[s['start']:s['end']] = s['label']
     low,high = shown_range(np.append(self.scores, self.threshold))
+    scale = None if self.heat is None else map_range(self.heat)
     for i,frame in enumerate(every_frame(frames, n, self.path)):
         if self.heat is not None and (k := int(self.nearest_map(i)))!=held:
-            held,box = k, heat_box(self.heat[k])[0]
-            layer = heat_layer(self.heat[k], frame.shape[:2], *shown_range(self.heat))
+            held,box = k, self.box_at(i)
+            layer = heat_layer(self.heat[k], frame.shape[:2], *scale)
         score,hot = float(self.scores[i]), self.scores[i]>=self.threshold
         yield painted_frame(frame, f'{label[i]}  {score:.2f}  {clock(i/self.fps)}', (score-low)/(high-low),
                             (self.threshold-low)/(high-low), hot, layer, box)
@@ -138,4 +149,4 @@ def summary(self:VideoPrediction)->list: # lines of text
     first = (f'{self.path}: {len(self)} frames, highest score {self.scores.max():.3f}, {len(above)} segments from '
              f"{self.threshold:g} on{'' if above else '; the most anomalous:'}")
     return [first, *(f"  {s['seconds'][0]:8.2f} s to {s['seconds'][1]:8.2f} s  {s['label']}  {s['peak']:.3f}"
-                     for s in above or self.most_anomalous(3))]
+                     for s in above or self.most_anomalous(3)), *['  '+self.box_words()]*(self.heat is not None)]

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import DataError
+from .box_cut import BoxCut
+from .box_cut import box_share
 from .layers import Boxes
 from .layers import Classes
 from .layers import Curve
@@ -19,7 +21,7 @@ from .layers import Segments
 from .localization import heat_box
 from .localization import nearest
 from .localization import runs
-from .overlay import shown_range
+from .overlay import map_range
 from .record import Result
 from .record import as_source
 from .video_answer import VideoAnswer
@@ -34,10 +36,11 @@ class VideoPrediction(VideoAnswer):
     classes:list[str] # class names in the order of the columns, 'normal' among them
     probabilities:np.ndarray # (n_frames, C) float32
     threshold:float # score from which a frame belongs to a segment
-    heat:np.ndarray|None = None # anomaly per cell, about 0 to 1, (T, gh, gw) float32
+    heat:np.ndarray|None = None # anomaly per cell, on any scale, (T, gh, gw) float32
     heat_frames:np.ndarray|None = None # source frames of the maps, rising, (T,)
     scores:np.ndarray|None = None # anomaly score per source frame, (n_frames,); None is 1-p(normal)
     source:dict|None = None # who says it: system, run, checkpoint; None: unknown
+    cut:BoxCut|None = None # from which share of a map's range on a cell belongs to its box; None: half
 
     heads,shows = ('from', 'to', 'class', 'peak', 'mean'), 'anomaly score'
     def __post_init__(self):
@@ -153,7 +156,7 @@ def box_at(self:VideoPrediction,
     frame:int, # source frame
 ): # normalised xyxy, or None where there is no map or nothing in it
     "The predicted box of a frame"
-    return None if self.heat is None else heat_box(self.heat[self.nearest_map(frame)])[0]
+    return None if self.heat is None else heat_box(self.heat[self.nearest_map(frame)], box_share(self.cut))[0]
 
 # %% ../../nbs/results/09_video_scores.ipynb #e3a0ea9a
 @patch
@@ -165,7 +168,7 @@ def boxes(self:VideoPrediction)->list: # of (start, end, box, label, peak of the
     for s in self.segments():
         changes = np.flatnonzero(np.diff(near[s['start']:s['end']]))+s['start']+1
         for a,b in zip([s['start'], *changes.tolist()], [*changes.tolist(), s['end']]):
-            box,peak = heat_box(self.heat[near[a]])
+            box,peak = heat_box(self.heat[near[a]], box_share(self.cut))
             if box: res.append((a, b, box, s['label'], peak))
     return res
 
@@ -178,5 +181,5 @@ def result(self:VideoPrediction,
                 segments=Segments([(s['start'], s['end'], s['label'], s['peak']) for s in self.segments()]),
                 classes=Classes(self.classes, self.probabilities))
     if self.heat is not None:
-        said |= dict(heat=Heat(self.heat, self.heat_frames, shown_range(self.heat)), boxes=Boxes(self.boxes()))
+        said |= dict(heat=Heat(self.heat, self.heat_frames, map_range(self.heat)), boxes=Boxes(self.boxes()))
     return Result(Path(self.name).name, len(self), self.fps, said, self.source, path=self.path, **facts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core import ConfigError
 from ...data.sampling import uniform_indices
 from ...data.video import VideoReader
+from ...results.box_cut import BoxCut
 from ...results.video import VideoPrediction
 from .scores import anomaly_scores
 from .scores import to_all_frames
@@ -55,16 +56,17 @@ def predict_video(
     compare, # `PromptScores`
     score, # `ScoreConfig`
     size:tuple, # (h, w) of the model
+    cut:BoxCut|None=None, # from which share of a map's range on a cell belongs to its box; None: half
 )->VideoPrediction:
     "Score every frame of one video; raises `VideoError` where it cannot be read"
     reader = open_video(path, score.folder_fps)
     index = uniform_indices(len(reader), -(-len(reader)//score.stride))
     def kept(frames):
         found = compare(look(frames))
-        return found.probabilities.float().cpu().numpy(), found.heat.half().cpu().numpy()
+        return found.probabilities.float().cpu().numpy(), found.heat.float().cpu().numpy()
     # unlike a loop, `map` keeps no name for one chunk while the next is read
     probabilities,heat = map(np.concatenate, zip(*map(kept, frame_chunks(reader, index, tuple(size), score.chunk))))
     probabilities = to_all_frames(probabilities, index, len(reader))
     scores = anomaly_scores(probabilities[:,list(score.prompts).index('normal')], score.smooth)
     return VideoPrediction(Path(path).name, str(path), float(reader.fps), list(score.prompts), probabilities,
-                           score.threshold, heat=heat, heat_frames=index, scores=scores)
+                           score.threshold, heat=heat, heat_frames=index, scores=scores, cut=cut)

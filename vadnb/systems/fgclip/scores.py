@@ -30,7 +30,7 @@ def prompt_features(
 class FrameScores(NamedTuple):
     "What prompts say of frames"
     probabilities:Tensor # of the classes, in the order of the prompts, (T, C)
-    heat:Tensor # the frame's anomaly score at its most telling place, less at others, (T, gh, gw)
+    heat:Tensor # cosine of every place with the abnormal class that it resembles most, (T, gh, gw)
 
 class PromptScores:
     "Prompts that frames are compared with"
@@ -49,14 +49,13 @@ class PromptScores:
     def __call__(self, frames:FrameFeatures)->FrameScores:
         "Compare frames, and every place in them, with the prompts"
         seen = (self.scale*unit(frames.image)@self.directions.T).softmax(-1)
-        places = self.region_scale*unit(frames.dense.movedim(1, -1))@self.directions.T # (T, gh, gw, C)
-        wrong = places[...,[c for c in range(len(self.directions)) if c!=self.normal]].amax(-1)
+        places = unit(frames.dense.movedim(1, -1))@self.directions.T # (T, gh, gw, C)
+        heat = places[...,[c for c in range(len(self.directions)) if c!=self.normal]].amax(-1)
         if self.view!='frame':
             # the place that looks most like one of the abnormal prompts speaks for its frame
-            rows = torch.arange(len(wrong), device=wrong.device)
-            best = places.flatten(1, 2)[rows, wrong.flatten(1).argmax(1)].softmax(-1)
+            rows = torch.arange(len(heat), device=heat.device)
+            best = (self.region_scale*places.flatten(1, 2)[rows, heat.flatten(1).argmax(1)]).softmax(-1)
             seen = best if self.view=='region' else (seen+best)/2
-        heat = (1-seen[:,self.normal,None,None])*(wrong-wrong.amax((1, 2), keepdim=True)).exp()
         return FrameScores(seen, heat)
 
 # %% ../../../nbs/systems/fgclip/06_scores.ipynb #0f8c9ee6

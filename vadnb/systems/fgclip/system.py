@@ -30,6 +30,7 @@ from ...models.clip import clip_config
 from ...models.clip_tokens import clip_tokenizer
 from ...models.clip import weights_size
 from ...models.memory_bank import MemoryBank
+from ...results.box_cut import as_box_cut
 from .checks import contrastive_checks
 from .features import Contrast
 from .features import Look
@@ -102,7 +103,7 @@ class FGCLIP(System):
     metric,metric_mode = 'frame_auc', 'max'
     metrics = ('frame_auc', 'frame_ap', 'frame_ap_trapezoid', 'anomalous_auc', 'anomalous_ap', 'macro_auc',
                'false_alarm_rate', 'video_auc', 'video_accuracy', 'clip_to_text_r1', 'text_to_clip_r1',
-               'region_to_text_r1', 'text_to_region_r1', 'tiou', 'box_iou')
+               'region_to_text_r1', 'text_to_region_r1', 'tiou', 'box_iou', 'box_ap')
     def __init__(self,
         cfg, # `Config`
         architecture=None, # plain data of a checkpoint; None: that of the weights, or of a random start
@@ -122,6 +123,7 @@ class FGCLIP(System):
     def banks(self): return dict(self.memory.items())
     def checks(self): return contrastive_checks()
     def facts(self): return dict(architecture=self.clip.architecture)
+    def check_calibration(self): as_box_cut(self.calibration)
     def gradient_checkpointing(self): self.clip.checkpoint_gradients()
     def load_reference(self, weights): return self.clip.load_reference(weights)
 
@@ -282,7 +284,7 @@ def prompts(self:FGCLIP):
 @patch
 def scan(self:FGCLIP, data, split):
     "→ a fresh `FrameScan` for a pass over a split; of a test set it also gives what every class has"
-    return FrameScan(self.prompts(), data.split(split), self.cfg.score, self.cfg.seed, full=split=='test')
+    return FrameScan(self.prompts(), data.split(split), self.cfg.score, self.cfg.seed, split, self.calibration)
 
 # %% ../../../nbs/systems/fgclip/03_system.ipynb #5efbf4b2
 @patch
@@ -292,10 +294,10 @@ def predict(self:FGCLIP,
     mine=list, # picks from the list of its videos those that are wanted
 ): # generator
     "→ a `VideoPrediction` for each video, and for one that is damaged its `DataError`"
-    compare = self.prompts()
+    compare,cut = self.prompts(), as_box_cut(self.calibration)
     def look(frames): return next(self.look(dict(frames=frames[None])).clips).frames
     for path in mine(videos_of(source)):
-        try: found = predict_video(path, look, compare, self.cfg.score, self.cfg.data.size)
+        try: found = predict_video(path, look, compare, self.cfg.score, self.cfg.data.size, cut)
         except DataError as e: found = e
         yield found
 

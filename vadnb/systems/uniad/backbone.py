@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['DOOR', 'SPLITS', 'hub_answers', 'hub_client', 'built_backbone', 'fetched', 'load_pretrained', 'feature_key',
-           'without_images', 'fed_features', 'images_of']
+           'without_images', 'fed_features', 'images_of', 'cache_row']
 
 # %% ../../../nbs/systems/uniad/02_backbone.ipynb #ff06e398
-import contextlib, logging, subprocess, sys
+import contextlib, logging, math, subprocess, sys
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from ...core import CheckpointError
 from ...core import ConfigError
+from ...core import DataError
+from ...data.store import amount
 from ...strangers import alone
 from ...models.uniad import Backbone
 from ...models.weights import read_weights
@@ -20,6 +22,8 @@ from .config import check_grid
 from ...train.feature_cache import CachedFeatures
 from ...train.feature_cache import FedData
 from ...train.feature_cache import cached
+from ...train.feature_cache import row_of
+from ...train.feature_cache import rows_that_fit
 from ...train.feature_cache import say_once
 
 # %% ../../../nbs/systems/uniad/02_backbone.ipynb #f5d0ad39
@@ -113,7 +117,8 @@ def without_images(
     cfg, # `Config`: where features are kept
     encode, # images → features
     key:str, # see `feature_key`
-): # data set of features, or `data`
+    beside:int=0, # images of other sets in the same cache
+): # data set of features, of the first images where not all have room, or `data`
     "A data set with its images replaced by features, where the configuration and the machine allow it"
     d,t = cfg.data, cfg.train
     def tell(text): t.progress and say_once(f'{what}: {text}')
@@ -128,20 +133,44 @@ def without_images(
         return data
     folder = None if d.cache in ('memory', 'off') else d.cache_folder or str(Path(cfg.runs)/'features')
     return cached(data, encode, key, d.cache, folder, d.cache_gb, tell, cfg.score.batch_size, bar,
-                  check=d.cache_check)
+                  check=d.cache_check, dtype=d.cache_dtype, beside=beside)
 
 # %% ../../../nbs/systems/uniad/02_backbone.ipynb #3db6005d
 SPLITS = dict(train='training', valid='validation') # what is looked at again and again, in words
 
 def fed_features(
     data, # `UniADData`
-    keep, # (data set, its name) → data set of features, or the same
+    keep, # (data set, its name, images of the other sets) → data set of features, or the same
 )->FedData:
     "Features where they are kept, the test images as they are"
-    return FedData(data, {s: keep(data.split(s), what) for s,what in SPLITS.items()})
+    sets = {s: data.split(s) for s in SPLITS}
+    total = sum(map(len, sets.values()))
+    return FedData(data, {s: keep(items, SPLITS[s], total-len(items)) for s,items in sets.items()})
 
 def images_of(
     data, # a data set, its images perhaps replaced by features
 ): # the one behind it, with images
     "Images of a data set for whoever wants to see them"
     return data.data if isinstance(data, CachedFeatures) else data
+
+# %% ../../../nbs/systems/uniad/02_backbone.ipynb #c15ddf70
+def cache_row(
+    data, # `UniADData`
+    cfg, # `Config`: where features are kept
+    encode, # images → features
+)->list: # one of (what, whether it holds, detail), None where a set is kept in part; none where nothing is kept
+    "What `vadnb verify` says of the feature cache"
+    d = cfg.data
+    try: sets = {s: data.split(s) for s in SPLITS}
+    except DataError: return []
+    if d.cache=='off' or cfg.model.backbone_lr or sets['train'].augmented: return []
+    try: row = row_of(sets['train'], encode, d.cache_dtype)
+    except DataError: return [] # the row of the images says which
+    total,limit,said = sum(map(len, sets.values())), d.cache_gb*1e9, {}
+    for s,items in sets.items():
+        n = len(items)
+        said[s] = n if n*row<=limit else max(rows_that_fit(n, row, limit, total-n), 0)
+    whole = all(said[s]==len(items) for s,items in sets.items())
+    says = ' and '.join(f'{said[s]} of {len(items)} {SPLITS[s]} images' for s,items in sets.items())
+    more = '' if whole else f', the first ones; data.cache_gb {math.ceil(row*total/1e7)/100:g} would hold all'
+    return [('feature cache', whole or None, f'{says}, {amount(row*sum(said.values()))} in {d.cache_dtype}{more}')]

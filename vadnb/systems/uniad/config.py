@@ -37,7 +37,8 @@ class DataConfig(SourceLimits):
     folder_test:float = 0.2 # share of the good images that a plain folder gives to the test set
     cache:Literal['auto', 'memory', 'disk', 'off'] = 'auto' # where the frozen features are kept
     cache_folder:str|None = None # where they lie on disk; null: `features` in the folder of runs
-    cache_gb:float = 8. # most that is kept
+    cache_gb:float = 8. # most that is kept; of more images the first ones
+    cache_dtype:Literal['float32', 'float16'] = 'float32' # of kept features; float16: half the bytes, 11 bits of each
     cache_check:Literal['changed', 'full'] = 'changed' # files to read again: changed (size, times, inode) | full: all
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #9bea263b
@@ -134,7 +135,8 @@ CONFLICTS = [
 READ_WHEN = [ # see `vadnb.switches`
     ('model.strides', 'model.layers', [None]),
     ('data.hold_out', 'data.protocol', ['held_out']),
-    ('data.cache_gb', 'data.cache', ['auto', 'memory', 'disk']), ('data.cache_check', 'data.cache', ['auto', 'disk']),
+    ('data.cache_gb data.cache_dtype', 'data.cache', ['auto', 'memory', 'disk']),
+    ('data.cache_check', 'data.cache', ['auto', 'disk']),
     ('model.neighbor_size', 'model.neighbor_masks', 'any true'),
     ('model.jitter_prob', 'model.jitter_scale', 'set'), ('model.jitter_scale', 'model.jitter_prob', 'set'),
 ]

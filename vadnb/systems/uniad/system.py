@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from ...core import CheckpointError
+from ...core import ConfigError
 from ...core import DataError
 from ...strangers import shown
 from ...data.anomaly_images import to_rgb
@@ -25,6 +26,7 @@ from ...models.uniad import feature_size
 from ...results.image import ImagePrediction
 from ...results.images import list_inputs
 from .backbone import built_backbone
+from .backbone import cache_row
 from .backbone import fed_features
 from .backbone import feature_key
 from .backbone import load_pretrained
@@ -121,7 +123,9 @@ def encode(self:UniADSystem,
 @patch
 def features(self:UniADSystem, batch):
     "Features of a batch: from the cache where it holds them, else from its images"
-    return batch['feature'] if 'feature' in batch else self.encode(batch['image'])
+    if 'feature' not in batch: return self.encode(batch['image'])
+    if 'mixed' not in batch: return batch['feature']
+    return torch.cat([batch['feature'], self.encode(batch['image'])])[batch['mixed']]
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #43129a42
 @patch
@@ -204,8 +208,12 @@ def start_from_data(self:UniADSystem,
 @patch
 def feed(self:UniADSystem, data, fresh):
     "Features in place of images, where they may be kept; the head's first values when a run begins"
+    if self.cfg.train.compile and self.mean.device.type=='cpu':
+        raise ConfigError("'train.compile' is true and the device is the CPU, where a compiled head is slower: it "
+                          "leaves the products of oneDNN that the head takes there; set it to false, or use a GPU")
     key = feature_key(self.backbone, self.cfg.model.outstride, self.cfg.model.layers)
-    fed = fed_features(data, lambda items, what: without_images(items, what, self.cfg, self.encode, key))
+    fed = fed_features(data, lambda items, what, beside: without_images(items, what, self.cfg, self.encode,
+                                                                                  key, beside))
     if fresh and self.cfg.model.start=='data': self.start_from_data(fed.split('train'))
     return fed
 
@@ -289,4 +297,5 @@ def rows(self:UniADSystem, data):
     unused = f'; {len(self.unused_weights)} tensors of {m.weights} unused' if self.unused_weights else ''
     parameters = sum(p.numel() for p in self.head.parameters())
     return [('backbone', m.pretrained or None, f'{m.backbone}, maps of strides {strides}, {sum(b.channels)} '
-             f'channels{random}'), ('head', True, f'{parameters:,} parameters, {grid} tokens{unused}')]
+             f'channels{random}'), ('head', True, f'{parameters:,} parameters, {grid} tokens{unused}'),
+            *cache_row(data, self.cfg, self.encode)]
