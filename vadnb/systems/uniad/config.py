@@ -83,6 +83,7 @@ class ScoreConfig:
     exact_pixels:int = 100_000_000 # above so many pixels metrics are counted in bins, with a bound on their error
     false_alarm_rate:float = 0.01 # share of good images that may lie above the image threshold
     pixel_rate:float = 0.001 # share of the pixels of good images that may lie above the pixel threshold
+    of_class:str|None = None # class of the images that are predicted; null: their folder says it, or their features
     batch_size:int = 16 # images at once in prediction and in the filling of the cache
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #ca21cc2b
