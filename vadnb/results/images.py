@@ -51,8 +51,8 @@ class ImagePredictions:
             if first.setdefault(p.name, i)!=i:
                 raise DataError(f"{self.name}: '{p.name}' was predicted twice")
             if p.thresholds!=(other := of.setdefault(p.cls, p)).thresholds:
-                raise DataError(f"{self.name}: '{p.name}' is judged by other thresholds than '{other.name}', which is of "
-                                "the same class; predict all with one")
+                raise DataError(f"{self.name}: '{p.name}' is judged by other thresholds than '{other.name}', of the "
+                                "same class; predict all with one")
 
     @property
     def thresholds(self)->dict: return {p.cls: p.thresholds for p in sorted(self.items, key=lambda p: p.cls)} # by class
@@ -90,8 +90,8 @@ def limits_say(self:ImagePredictions)->list: # lines of text
     "The thresholds in words: at length where there are few, a line each where there are many"
     of = self.thresholds
     if len(of)==1: return next(iter(of.values())).says()
-    return [f"{c or 'no class'}: image threshold {short(t.image)}, pixel threshold {short(t.pixel)}, from {t.normals} {t.of}"
-            for c,t in of.items()]
+    return [f"{c or 'no class'}: image threshold {short(t.image)}, pixel threshold {short(t.pixel)}, from {t.normals} "
+            f'{t.of}' for c,t in of.items()]
 
 @patch
 def summary(self:ImagePredictions,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TELLING', 'image_threshold', 'limit_words', 'draw_sheet_cell', 'contact_sheet', 'telling_cases', 'verdict',
-           'draw_pair', 'telling_rows', 'write_at', 'sheet_words', 'case_sheet']
+           'draw_pair', 'telling_rows', 'on_one_scale', 'write_at', 'sheet_words', 'case_sheet']
 
 # %% ../../nbs/results/08_sheets.ipynb #1f727115
 import numpy as np
@@ -29,7 +29,7 @@ from .panels import show_image
 from .panels import span
 from .panels import tail
 
-# %% ../../nbs/results/08_sheets.ipynb #ee90686f
+# %% ../../nbs/results/08_sheets.ipynb #28d724a8
 def image_threshold(
     case, # Case
     threshold:float|None, # score that was asked for
@@ -161,6 +161,18 @@ def telling_rows(
     told = {cls: telling_cases([c.score for c in cs], [c.label for c in cs]) for cls,cs in rows.items()}
     return {cls: [v if isinstance(v, str) else rows[cls][v] for v in t.values()] for cls,t in told.items()}
 
+# %% ../../nbs/results/08_sheets.ipynb #ac5edd30
+def on_one_scale(
+    rows:dict, # class -> of Case, or words where there is none
+    shown:list, # all cases among them
+    low:float|None, # value of the coldest colour, where one is asked for
+    high:float|None, # value of the hottest colour, where one is asked for
+)->tuple: # rows, matplotlib Normalize, whether the maps are in units of their classes
+    "Rows as `drawn_as` has their cases"
+    drawn,low,high,_,own_units = drawn_as(shown, low, high, None)
+    of = {id(c): d for c,d in zip(shown, drawn)}
+    return {k: [of.get(id(c), c) for c in r] for k,r in rows.items()}, shared_scale(drawn, low, high), own_units
+
 # %% ../../nbs/results/08_sheets.ipynb #ffb194ee
 def write_at(
     fig, # matplotlib Figure
@@ -197,9 +209,8 @@ def case_sheet(
     "Per class the four telling cases, each as image and map. Raises `DataError` for a case without label"
     rows = telling_rows(cases_by_class)
     shown = [c for r in rows.values() for c in r if isinstance(c, Case)]
-    drawn,low,high,_,own_units = drawn_as(shown, low, high, None)
-    of = dict(zip(map(id, shown), drawn))
-    scale,side,top = shared_scale(drawn, low, high), 1.15, .34+.2*bool(title)
+    rows,scale,own_units = on_one_scale(rows, shown, low, high)
+    side,top = 1.15, .34+.2*bool(title)
     tall = [side*max(min(c.size[0]/c.size[1], 1.2) for c in r if isinstance(c, Case)) for r in rows.values()]
     height = top+sum(tall)+.3*len(tall)+.3
     # every place is known: a layout engine would take seconds for a hundred pictures
@@ -210,7 +221,7 @@ def case_sheet(
     for k,(head,_,_) in enumerate(TELLING.values()): write_at(fig, .38+2.42*k, top-.2, head, fontweight='bold')
     for cls,cells,h in zip(rows, rows.values(), tall):
         write_at(fig, .2, top+h/2, words(cls, 16), rotation=90, va='center', ha='center', fontweight='bold')
-        for k,c in enumerate(cells): draw_pair([place(k, 0), place(k, 1)], of.get(id(c), c), scale, threshold)
+        for k,c in enumerate(cells): draw_pair([place(k, 0), place(k, 1)], c, scale, threshold)
         top += h+.3
     write_at(fig, .38, top, sheet_words(shown, scale, threshold, own_units), color=MUTED, fontsize=7.5)
     return fig

@@ -40,12 +40,13 @@ def image_score(
     "The score of an image from its map"
     return image_scores(full_map(map, cfg), cfg.score.pool)[cfg.score.image_score]
 
-# %% ../../../nbs/systems/uniad/10_calibration.ipynb #08d30129
+# %% ../../../nbs/systems/uniad/10_calibration.ipynb #d49c0ace
 FEWEST = 5 # good images with which a class has thresholds of its own
 
 def score_kind(cfg): return [cfg.score.image_score, *cfg.score.pool] # what two scores must share to be compared
 def is_another_kind(plain, cfg): return isinstance(plain, dict) and plain.get('score')!=score_kind(cfg) # of thresholds
 
+# %% ../../../nbs/systems/uniad/10_calibration.ipynb #fa882143
 def table_of(
     maps:list, # of good images, (h, w) each
     cfg, # `Config`: how they are scored
@@ -111,7 +112,7 @@ def as_table(
     rows = dict(scores=torch.float32, pixels=torch.float32, rates=torch.float64)
     return Calibration.from_state({k: torch.tensor(plain[k], dtype=rows[k]) if k in rows else plain[k] for k in TABLE})
 
-# %% ../../../nbs/systems/uniad/10_calibration.ipynb #0fb5145b
+# %% ../../../nbs/systems/uniad/10_calibration.ipynb #417580e7
 def are_means(
     means, # class → numbers
     spread, # numbers
@@ -120,6 +121,7 @@ def are_means(
     if not isinstance(means, dict) or not means or not is_row(spread) or min(spread)<=0: return False
     return all(is_row(m) and len(m)==len(spread) for m in means.values())
 
+# %% ../../../nbs/systems/uniad/10_calibration.ipynb #cf766070
 @dataclass
 class ClassCalibration:
     "What good images score, together and by class, and how to tell the classes apart"
@@ -132,7 +134,8 @@ def as_calibration(
     plain, # from `calibrate`, perhaps through a file
 )->ClassCalibration:
     "Raises `CheckpointError` for anything else"
-    if not isinstance(plain, dict) or 'classes' not in plain: return ClassCalibration(as_table(plain, more=SCORE), {}, {}, None)
+    if not isinstance(plain, dict) or 'classes' not in plain:
+        return ClassCalibration(as_table(plain, more=SCORE), {}, {}, None)
     own = {k: v for k,v in plain.items() if k not in ('classes', 'means', 'spread')}
     together,tables,means,spread = as_table(own, more=SCORE), plain['classes'], plain.get('means'), plain.get('spread')
     if not are_means(means, spread):
@@ -154,7 +157,7 @@ def read_calibration(
                           f'{shown(was, 80)}; set them back, or train with them')
     return res
 
-# %% ../../../nbs/systems/uniad/10_calibration.ipynb #c7ac4b24
+# %% ../../../nbs/systems/uniad/10_calibration.ipynb #fbba15e0
 @patch
 def thresholds(self:ClassCalibration,
     rate:float, # share of good images that may lie above
@@ -168,9 +171,9 @@ def thresholds(self:ClassCalibration,
     only = len(self.classes)<2
     if said and only: warnings.warn(str(said[0].message), MetricWarning, stacklevel=2)
     elif said and (n := self.classes[few].n)<1/rate-1:
-        warnings.warn(f'a false-alarm rate of {rate:g} in each class cannot be promised by {n} good images of {few}: nothing '
-                      f'below {1/(n+1):.3g} can. There, the highest score of a good image is the threshold; hold out '
-                      'more, or ask for a higher rate', MetricWarning, stacklevel=2)
+        warnings.warn(f'a false-alarm rate of {rate:g} in each class cannot be promised by {n} good images of {few}: '
+                      f'nothing below {1/(n+1):.3g} can. There, the highest score of a good image is the threshold; '
+                      'hold out more, or ask for a higher rate', MetricWarning, stacklevel=2)
     return res
 
 def judged_by(

@@ -265,9 +265,9 @@ def predict(self:UniADSystem,
     mine=list, # picks from the list of its images those that are wanted
 ): # generator
     "→ an `ImagePrediction` for each image, and for one that is damaged its `DataError`"
-    held,thresholds = self.calibrated(), self.thresholds()
+    held = self.calibrated()
     check_named(self.cfg.score.of_class, held)
-    found,n = mine(list_inputs(source)), self.cfg.score.batch_size
+    thresholds,found,n = self.thresholds(), mine(list_inputs(source)), self.cfg.score.batch_size
     return (p for k in range(0, len(found), n) for p in self.predict_some(found[k:k+n], held, thresholds))
 
 @patch
