@@ -540,7 +540,8 @@ def test_evaluation_on_the_test_set(run, world, tmp_path):
     table = [line.split() for line in out.splitlines() if line.split() and line.split()[0] in ('class', 'dots', 'weave', 'mean', 'pooled')]
     assert [r[0] for r in table]==['class', 'dots', 'weave', 'mean', 'pooled'] and [r[1] for r in table if r[0] in ('dots', 'weave', 'pooled')]==['3+6', '3+6', '6+12']
     heads = [*SEVEN, 'mad']
-    assert len(table[0])==2+len(heads)
+    assert len(table[0])==2+len(heads)+2 and table[0][-2:]==['alarms', 'found']
+    assert [r[-1] for r in table[1:3]]==[f"{m[f'class/{c}/detection_rate']:.0%}" for c in ('dots', 'weave')]
     value = dict(zip(['image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'mad'], table[1][2:]))
     for k,v in value.items(): assert v==f'{m[f"class/dots/{k}"]:.3f}'
     assert table[3][1:]==[f'{m[k]:.3f}' for k in value] and table[4][2:]==[f'{m[f"pooled/{k}"]:.3f}' for k in value]
