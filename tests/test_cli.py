@@ -213,6 +213,10 @@ def test_what_a_system_is_made_of_comes_when_it_is_asked_for():
     ('train --config fgclip_demo --train.on_bad_sample ignore', ["'train.on_bad_sample' must be one of raise, skip, found 'ignore'"]),
     ('train --config fgclip_demo --data.size 32', ["'data.size' must be a list of whole numbers"]),
     ('train --config fgclip_demo --data.size [32]', ["'data.size' must be a height and a width"]),
+    *[(f'verify --config {c} --data.size [1000000,1000000]', ["'data.size' must be a height and a width, 1 to 4096 pixels each"])
+      for c in ('fgclip_demo', 'uniad_demo', 'adatad_demo')],
+    ('verify --config uniad_demo --data.size [2048,2048]', ["'data.size' must be at most 16384 tokens"]),
+    ('train --config fgclip_demo --train.epochs 1e30', ["'train.epochs' must be above 0, and at most a million"]),
     ('train --config fgclip_demo --name ../x', ["'name' must be a plain folder name, found '../x'"]),
     ('train --config fgclip_demo --system other', ["'system' is fgclip"]),
     ('train --config fgclip_demo --model.pretrained true', ["'model.weights' names nothing", '--model.weights PATH']),

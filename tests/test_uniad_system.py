@@ -505,12 +505,12 @@ def test_killed_and_resumed_is_exact(world, tmp_path, trained, place):
 def test_thresholds_need_no_data(run):
     "Another false alarm rate is another threshold, from what the checkpoint holds; the data are gone"
     system,_ = load_run(run, overrides=['--score.false_alarm_rate', '0.4'])
-    assert not Path(system.cfg.data_root).exists() and system.thresholds().rate==.4
+    assert not Path(system.cfg.data_root).exists() and system.thresholds()[''].rate==.4
     def thresholds(key, rate):
         system.cfg = replace(system.cfg, score=replace(system.cfg.score, **{key: rate}))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            return system.thresholds()
+            return system.thresholds()['']
     rates = (.02, .2, .4, .6, .8)
     for key,value,other in (('false_alarm_rate', 'image', 'pixel'), ('pixel_rate', 'pixel', 'image')):
         found = [thresholds(key, r) for r in rates]
@@ -560,13 +560,14 @@ def test_evaluation_on_the_test_set(run, world, tmp_path):
     assert m['class/dots/image_auroc']==pytest.approx(auroc(*([score[n] for n in maps if classes[n]=='dots' and labels[n]==k] for k in (1, 0))), abs=1e-9)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        t = system.thresholds()
+        t = system.thresholds()['']
     for key,k in (('false_alarm_rate', 0), ('detection_rate', 1)): assert m[key]==np.mean([score[n]>t.image for n in maps if labels[n]==k])
     # the table: a row per class, the mean of them, and all images in one heap
     table = [line.split() for line in out.splitlines() if line.split() and line.split()[0] in ('class', 'dots', 'weave', 'mean', 'pooled')]
     assert [r[0] for r in table]==['class', 'dots', 'weave', 'mean', 'pooled'] and [r[1] for r in table if r[0] in ('dots', 'weave', 'pooled')]==['3+6', '3+6', '6+12']
     heads = [*SEVEN, 'mad']
-    assert len(table[0])==2+len(heads)
+    assert len(table[0])==2+len(heads)+2 and table[0][-2:]==['alarms', 'found']
+    assert [r[-1] for r in table[1:3]]==[f"{m[f'class/{c}/detection_rate']:.0%}" for c in ('dots', 'weave')]
     value = dict(zip(['image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'mad'], table[1][2:]))
     for k,v in value.items(): assert v==f'{m[f"class/dots/{k}"]:.3f}'
     assert table[3][1:]==[f'{m[k]:.3f}' for k in value] and table[4][2:]==[f'{m[f"pooled/{k}"]:.3f}' for k in value]
@@ -596,7 +597,7 @@ def test_predicting_the_test_set_gives_its_scores(run, world, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         found = list(system.predict(world/'dots'/'test'))
-        thresholds = system.thresholds()
+        thresholds = system.thresholds()['']
     maps,truth,labels,_ = own_maps(system, world)
     assert [p.name for p in found]==sorted(n.removeprefix('dots/test/') for n in maps if n.startswith('dots/'))
     for p in found:
@@ -633,7 +634,7 @@ def test_prediction_of_any_folder(run, mixed, tmp_path):
             assert held['map'].shape==(64, 64) and held['coarse'].shape==(8, 8) and tuple(held['size'])==size==tuple(p['size'])
             assert float(r['score'])==pytest.approx(image_scores(held['map'], (8, 8))['max'], abs=1e-5)==pytest.approx(p['score'], abs=1e-5)
         assert Image.open(folder/'maps'/f'{stem}.png').size>(100, 50) and Image.open(folder/'overlays'/f'{stem}.png').size==size[::-1]
-        assert bool(int(r['anomalous']))==p['anomalous']==(p['score']>record['thresholds']['image'])
+        assert bool(int(r['anomalous']))==p['anomalous']==(p['score']>record['thresholds'][0]['image'])
     assert Image.open(folder/'contact_sheet.png').size[0]>300
     # grey and 16 bit of the same picture look alike to the model, and their place in a batch means nothing
     score = {r['name']: float(r['score']) for r in table}
@@ -807,14 +808,14 @@ def test_a_calibration_of_a_stranger_is_checked(run):
     "By name, type and range; what a run wrote comes back to the bit"
     system,_ = load_run(run)
     own = system.calibration
-    assert json.loads(json.dumps(own))==own and system.calibrated().scores.tolist()==own['scores']
+    assert json.loads(json.dumps(own))==own and system.calibrated().together.scores.tolist()==own['scores']
     for k,values in BAD.items():
         for v in values:
             system.calibration = own | {k: v}
             with pytest.raises(CheckpointError, match=f'calibration.{k}|calibration.pixels'): system.calibrated()
     for other in ([], 'x', {}, own | dict(more=1), {k: v for k,v in own.items() if k!='of'}):
         system.calibration = other
-        with pytest.raises(CheckpointError, match='calibration: must hold scores, pixels'): system.calibrated()
+        with pytest.raises(CheckpointError, match='calibration: must hold scores, pixels|calibration.means'): system.calibrated()
 
 def test_facts_of_a_stranger_are_checked(world, tmp_path):
     cfg = config(world, tmp_path, 'x')

@@ -48,6 +48,8 @@ class ImagePrediction(Answer):
     score:float # higher is more anomalous, without upper bound
     thresholds:Thresholds # what it is judged by
     source:dict|None = None # who says it: system, run, checkpoint; None: unknown
+    cls:str = '' # class it is judged as; '': none is known
+    class_by:str = '' # how the class was found
 
     def __post_init__(self):
         self.name,self.path,self.size = PurePosixPath(self.name).as_posix(), str(self.path), tuple(self.size)
@@ -155,14 +157,16 @@ def case(self:ImagePrediction,
     most:int=500, # longest side of the picture in pixels
 )->Case:
     "What pictures need"
-    return Case(self.read(most), self.map, self.score, self.name, stride=self.stride)
+    return Case(self.read(most), self.map, self.score, self.name, cls=self.cls, stride=self.stride,
+                thresholds=self.thresholds)
 
 # %% ../../nbs/results/11_image.ipynb #eafa6a95
 @patch
 def says(self:ImagePrediction)->str: # such as 'score 3.1200, above 2.9000: anomalous'
     "The verdict in words"
     place = 'above' if self.anomalous else 'not above'
-    return f'score {short(self.score)}, {place} {short(self.thresholds.image)}: {self.word}'
+    judged = f' as {self.cls} ({self.class_by})' if self.cls else ''
+    return f'score {short(self.score)}, {place} {short(self.thresholds.image)}: {self.word}{judged}'
 
 @patch
 def figure(self:ImagePrediction): # matplotlib Figure
@@ -210,7 +214,8 @@ def tidy(
 def as_json(self:ImagePrediction)->dict: # plain values
     "The prediction as `predictions.json` holds it, without its map"
     t = self.thresholds
+    judged_as = {'class': self.cls, 'class_by': self.class_by}
     return dict(name=self.name, size=list(self.size), map_size=[self.stride*n for n in self.map.shape],
-                score=tidy(self.score), threshold=tidy(t.image), anomalous=self.anomalous,
+                **judged_as, score=tidy(self.score), threshold=tidy(t.image), anomalous=self.anomalous,
                 pixel_threshold=tidy(t.pixel), share=tidy(self.marked().mean()), peak=tidy(self.peak()),
                 regions=[{k: tidy(v) for k,v in r.items()} for r in self.regions()])

@@ -42,7 +42,7 @@ class ImagePredictions:
     items:list # of ImagePrediction
 
     def __post_init__(self):
-        self.name,self.items,first = str(self.name), list(self.items), {}
+        self.name,self.items,first,of = str(self.name), list(self.items), {}, {}
         if not self.items:
             raise DataError(f'{self.name}: no image was predicted')
         for i,p in enumerate(self.items):
@@ -50,12 +50,12 @@ class ImagePredictions:
                 raise DataError(f'{self.name}: item {i} is {type(p).__name__}; give ImagePrediction')
             if first.setdefault(p.name, i)!=i:
                 raise DataError(f"{self.name}: '{p.name}' was predicted twice")
-            if p.thresholds!=self.items[0].thresholds:
-                raise DataError(f"{self.name}: '{p.name}' is judged by other thresholds than '{self.items[0].name}'; "
-                                "predict all with one")
+            if p.thresholds!=(other := of.setdefault(p.cls, p)).thresholds:
+                raise DataError(f"{self.name}: '{p.name}' is judged by other thresholds than '{other.name}', of the "
+                                "same class; predict all with one")
 
     @property
-    def thresholds(self)->Thresholds: return self.items[0].thresholds # of all
+    def thresholds(self)->dict: return {p.cls: p.thresholds for p in sorted(self.items, key=lambda p: p.cls)} # by class
     @property
     def anomalous(self)->list: return [p for p in self.items if p.anomalous] # images above the threshold, in order
     def __len__(self): return len(self.items)
@@ -69,19 +69,30 @@ def table(self:ImagePredictions)->str: # CSV text
     "One row per image, in the order of the folder"
     text = io.StringIO()
     rows = csv.writer(text, lineterminator='\n')
-    rows.writerow(['name', 'score', 'threshold', 'anomalous', 'pixel_threshold', 'share', 'peak_x', 'peak_y'])
+    rows.writerow(['name', 'score', 'threshold', 'anomalous', 'pixel_threshold', 'share', 'peak_x', 'peak_y',
+                   'class', 'class_by'])
     for p in self:
         rows.writerow([inert(p.name), f'{p.score:.9g}', f'{p.thresholds.image:.9g}', int(p.anomalous),
-                       f'{p.thresholds.pixel:.9g}', f'{p.marked().mean():.6f}', *(f'{v:.1f}' for v in p.peak())])
+                       f'{p.thresholds.pixel:.9g}', f'{p.marked().mean():.6f}', *(f'{v:.1f}' for v in p.peak()),
+                       inert(p.cls), p.class_by])
     return text.getvalue()
 
 @patch
 def as_json(self:ImagePredictions)->dict: # plain values
     "All predictions as `predictions.json` holds them"
-    return dict(source=self.name, thresholds=vars(self.thresholds), anomalous=len(self.anomalous),
+    limits = [{'class': c, **vars(t)} for c,t in self.thresholds.items()]
+    return dict(source=self.name, thresholds=limits, anomalous=len(self.anomalous),
                 images=[p.as_json() for p in self])
 
 # %% ../../nbs/results/12_images.ipynb #627ce9ce
+@patch
+def limits_say(self:ImagePredictions)->list: # lines of text
+    "The thresholds in words: at length where there are few, a line each where there are many"
+    of = self.thresholds
+    if len(of)==1: return next(iter(of.values())).says()
+    return [f"{c or 'no class'}: image threshold {short(t.image)}, pixel threshold {short(t.pixel)}, from {t.normals} "
+            f'{t.of}' for c,t in of.items()]
+
 @patch
 def summary(self:ImagePredictions,
     most:int=5, # images named
@@ -90,7 +101,7 @@ def summary(self:ImagePredictions,
     top = self.by_score()[:most]
     wide = max(len(short(p.score)) for p in top)
     lines = [f"{self.name}: {len(self)} image{'s'*(len(self)!=1)}, {len(self.anomalous)} anomalous",
-             *('  '+s for s in self.thresholds.says()), *['  highest scores:']*(len(self)>1)]
+             *('  '+s for s in self.limits_say()), *['  highest scores:']*(len(self)>1)]
     return lines+[f'  {short(p.score):>{wide}}  {p.word:9}  {p.name}  hottest at x {p.peak()[0]:.0f}, '
                   f'y {p.peak()[1]:.0f}; {p.marked().mean():.2%} of its pixels above' for p in top]
 
@@ -186,9 +197,8 @@ def contact_sheet(self:ImagePredictions,
     most:int=48, # images shown
 ): # matplotlib Figure
     "The highest scores first, on the scale of the thresholds"
-    return draw_contact_sheet([p.case(200) for p in self.by_score()[:most]], self.thresholds.image,
-                              *self.thresholds.scale, most, f'{tail(Path(self.name).name, 40)}, highest scores first',
-                              total=len(self))
+    title = f'{tail(Path(self.name).name, 40)}, highest scores first'
+    return draw_contact_sheet([p.case(200) for p in self.by_score()[:most]], most=most, title=title, total=len(self))
 
 @patch
 def _repr_png_(self:ImagePredictions)->bytes: return figure_bytes(self.contact_sheet(), 'png', 80)

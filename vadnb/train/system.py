@@ -16,6 +16,8 @@ from ..config import check_rules
 from ..config import section
 from ..core import CheckpointError
 from ..core import ConfigError
+from ..data.image_files import INPUT_SIZE
+from ..data.image_files import is_input_size
 from .optim import OptimConfig
 
 # %% ../../nbs/train/47_system.ipynb #8bcd755a
@@ -159,8 +161,8 @@ TRAIN_RULES = [
     ('save_every', lambda t: t.save_every>=1, '1 or more'),
     ('log_every', lambda t: t.log_every>=1, '1 or more'),
     ('epochs', lambda t: t.steps is not None or t.epochs is not None, 'set, or steps'),
-    ('steps', lambda t: t.steps is None or t.steps>=1, '1 or more'),
-    ('epochs', lambda t: t.epochs is None or t.epochs>0, 'above 0'),
+    ('steps', lambda t: t.steps is None or 1<=t.steps<=10**9, '1 or more, and at most a thousand million'),
+    ('epochs', lambda t: t.epochs is None or 0<t.epochs<=1e6, 'above 0, and at most a million'),
     ('workers', lambda t: t.workers>=0, '0 or more'),
     ('prefetch', lambda t: t.prefetch>=1, '1 or more'),
     ('valid_batch_size', lambda t: t.valid_batch_size is None or t.valid_batch_size>=1, '1 or more, or null'),
@@ -174,6 +176,8 @@ RUN_RULES = [
     ('name', lambda c: c.name and '/' not in c.name and c.name[0]!='.', 'a plain folder name',
         "the folder above it is 'runs'"),
     ('seed', lambda c: 0<=c.seed<2**32, f'between 0 and {2**32-1}'),
+    # a slip of the finger in the size of what the network is given asks for terabytes
+    ('data.size', lambda c: is_input_size(getattr(getattr(c, 'data', None), 'size', [1, 1])), INPUT_SIZE),
 ]
 
 # %% ../../nbs/train/47_system.ipynb #e9f11bc2

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRIC', 'RULES', 'CONFLICTS', 'READ_WHEN', 'DataConfig', 'ModelConfig', 'LossConfig', 'ScoreConfig', 'is_pair',
-           'reads_all', 'check_grid', 'Config']
+           'is_feasible', 'reads_all', 'check_grid', 'Config']
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #008fba09
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Literal
 from ...config import section
 from ...core import ConfigError
 from ...data.image_files import SourceLimits
+from ...data.image_files import is_input_size
 from ...losses.reconstruction import criterion_rows
 from ...models.uniad import feature_size
 from ...models.uniad import neighbor_mask
@@ -84,13 +85,19 @@ class ScoreConfig:
     exact_pixels:int = 100_000_000 # above so many pixels metrics are counted in bins, with a bound on their error
     false_alarm_rate:float = 0.01 # share of good images that may lie above the image threshold
     pixel_rate:float = 0.001 # share of the pixels of good images that may lie above the pixel threshold
+    of_class:str|None = None # class of the images that are predicted; null: their folder says it, or their features
     batch_size:int = 16 # images at once in prediction and in the filling of the cache
 
 # %% ../../../nbs/systems/uniad/00_config.ipynb #ca21cc2b
 def is_pair(v): return len(v)==2 and min(v)>0
 
+def is_feasible(c): # whether attention can look at all pairs of tokens: with 16,384, a mask has 268 million places
+    size,stride = c.data.size, c.model.outstride
+    return not is_input_size(size) or stride<1 or size[0]//stride*(size[1]//stride)<=16384
+
+# %% ../../../nbs/systems/uniad/00_config.ipynb #36a62f9d
 RULES = [
-    ('data.size', lambda c: is_pair(c.data.size), 'a height and a width'),
+    ('data.size', is_feasible, 'at most 16384 tokens of model.outstride pixels'),
     ('data.hold_out', lambda c: 0<c.data.hold_out<1, 'between 0 and 1'),
     ('data.folder_test', lambda c: 0<c.data.folder_test<1, 'between 0 and 1'),
     ('data.cache_gb', lambda c: c.data.cache_gb>0, 'above 0'),

@@ -196,7 +196,7 @@ def scale_of(
     with warnings.catch_warnings():
         # that few images set a threshold is said by prediction, not by each picture
         warnings.simplefilter('ignore')
-        return shared_scale(cases, *(system.thresholds().scale if system.calibration is not None else ()))
+        return shared_scale(cases, *(system.thresholds()[''].scale if system.calibration is not None else ()))
 
 # %% ../../../nbs/systems/uniad/06_pictures.ipynb #df4e1a9f
 def draw_row(

@@ -38,11 +38,13 @@ from .checks import StartCheck
 from .checks import UnmaskedCheck
 from .config import METRIC
 from .reference import check_arch
+from .calibration import as_calibration
+from .calibration import check_named
+from .calibration import full_map
+from .calibration import image_score
+from .calibration import judged_by
+from .calibration import read_calibration
 from .scan import ImageScan
-from .scan import as_calibration
-from .scan import full_map
-from .scan import image_score
-from .scan import read_calibration
 from ...train.card import class_names
 from ...train.card import known_facts
 from ...train.system import System
@@ -222,11 +224,12 @@ def feed(self:UniADSystem, data, fresh):
 @torch.no_grad()
 def look(self:UniADSystem,
     batch, # dict of images or their features
-)->dict: # distance and length per token, (B, h, w) float32 on the CPU each
+)->dict: # distance and length per token, (B, h, w), and mean feature, (B, C); float32 on the CPU each
     "How far each token is off"
     out = self.head(self.features(batch))
     off = dict(distance=out['feature_rec']-out['feature_align'], length=out['feature_align'])
-    return {k: x.float().norm(dim=1).cpu() for k,x in off.items()}
+    means = out['feature_align'].float().mean((2, 3))
+    return {k: x.float().norm(dim=1).cpu() for k,x in off.items()} | dict(feature=means.cpu())
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #289979aa
 @patch
@@ -239,7 +242,7 @@ def calibrated(self:UniADSystem):
 
 @patch
 def thresholds(self:UniADSystem):
-    "Thresholds for the false-alarm rate of the configuration; raises as `calibrated`"
+    "By class, and '' for all together, for the false-alarm rate of the configuration; raises as `calibrated`"
     return self.calibrated().thresholds(self.cfg.score.false_alarm_rate, self.cfg.score.pixel_rate)
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #55947771
@@ -270,21 +273,28 @@ def predict(self:UniADSystem,
     mine=list, # picks from the list of its images those that are wanted
 ): # generator
     "→ an `ImagePrediction` for each image, and for one that is damaged its `DataError`"
+    held = self.calibrated()
+    check_named(self.cfg.score.of_class, held)
     thresholds,found,n = self.thresholds(), mine(list_inputs(source)), self.cfg.score.batch_size
-    return (p for k in range(0, len(found), n) for p in self.predict_some(found[k:k+n], thresholds))
+    return (p for k in range(0, len(found), n) for p in self.predict_some(found[k:k+n], held, thresholds))
 
 @patch
 def predict_some(self:UniADSystem,
     inputs:list, # (name, path) of each image
-    thresholds, # what they are judged by
+    held, # from `calibrated`, which tells their class
+    thresholds:dict, # by class, what they are judged by
 )->list: # of ImagePrediction, or DataError
     "Score a few images at once"
-    read = [read_input(path, self.cfg.data.size, self.bits_of(path)) for _,path in inputs]
+    cfg = self.cfg
+    read = [read_input(path, cfg.data.size, self.bits_of(path)) for _,path in inputs]
     pixels = [r[0] for r in read if not isinstance(r, DataError)]
-    maps = iter(self.look(dict(image=torch.stack(pixels)))['distance'].numpy() if pixels else ())
+    seen = self.look(dict(image=torch.stack(pixels))) if pixels else {}
+    rows = iter(list(zip(*(seen[k].numpy() for k in ('distance', 'feature'))))) if seen else iter(())
     def one(name, path, size):
-        m = next(maps)
-        return ImagePrediction(name, str(path), size, m, self.cfg.model.outstride, self.image_score(m), thresholds)
+        m,feature = next(rows)
+        cls,by = held.class_of(path, feature) if cfg.score.of_class is None else (cfg.score.of_class, 'given')
+        return ImagePrediction(name, str(path), size, m, cfg.model.outstride, self.image_score(m),
+                               judged_by(thresholds, cls), cls=cls, class_by=by)
     return [r if isinstance(r, DataError) else one(*i, r[1]) for i,r in zip(inputs, read)]
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #56b2de04
