@@ -316,7 +316,8 @@ def build_config(
     raise_all(wrong)
     space,wrong = parsed(parser.parse_object, values, without, types, where)
     if space is not None:
-        def parse(words): return parser.parse_args(words, namespace=space)
+        # every key has its value already
+        def parse(words): return parser.parse_args(words, namespace=space, defaults=False)
         space,more = parsed(parse, words, without_option, types, 'command line')
         wrong += more
     raise_all(wrong)
