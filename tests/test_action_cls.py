@@ -164,6 +164,9 @@ def test_a_run_predicts_clips_folders_and_windows(world, run, tmp_path):
     pictures, = system.predict(tmp_path/'frames')
     video, = system.predict(clip)
     np.testing.assert_allclose(pictures.probabilities, video.probabilities, atol=1e-6)
+    (tmp_path/'frames'/'004.png').unlink()
+    code,_,err = vadnb('predict', tmp_path/'frames', '--run', run, '--out', tmp_path/'d', '--pixels.folder_fps', '8')
+    assert code==0 and 'the first between 003.png and 005.png: results count frames by their place' in err and len(err.splitlines())==1
 
 def test_a_prediction_is_what_evaluation_saw(world, run):
     system,_ = load_run(run)

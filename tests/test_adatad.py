@@ -90,6 +90,9 @@ def test_a_folder_of_pictures_is_predicted_as_the_video_they_come_from(run, worl
     found,same = (next(load_run(run, overrides=['--score.folder_fps', str(rate)])[0].predict(p)) for p in (tmp_path/'p', video))
     np.testing.assert_allclose(found.segments, same.segments, atol=1e-3)
     np.testing.assert_allclose(found.scores, same.scores, atol=1e-4)
+    (tmp_path/'p'/'0004.png').unlink()
+    code,_,err = vadnb('predict', tmp_path/'p', '--run', run, '--out', tmp_path/'gap', '--score.folder_fps', rate)
+    assert code==0 and 'the first between 0003.png and 0005.png: results count frames by their place' in err and len(err.splitlines())==1
 
 def test_a_run_has_a_report_that_says_what_goes_wrong(run, tmp_path):
     "Of the validation data, before and after the test data were measured; each mistake with the mAP that its cure would give"

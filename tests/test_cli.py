@@ -101,6 +101,10 @@ def test_predict_on_a_folder_of_frames_asks_for_their_rate(run, tmp_path):
     for i in range(9): Image.new('RGB', (64, 48), (i*20, 90, 90)).save(tmp_path/f'{i:03d}.png')
     assert 'a folder of pictures has no frame rate; give --score.folder_fps' in refuse('predict', tmp_path, '--run', run, '--out', tmp_path/'out')
     assert not (tmp_path/'out').exists()
+    (tmp_path/'004.png').unlink()
+    code,_,err = vadnb('predict', tmp_path, '--run', run, '--out', tmp_path.parent/'out', '--score.folder_fps', '8')
+    line, = err.splitlines()
+    assert code==0 and line.startswith('vadnb: warning: ') and '1 numbers are missing, the first between 003.png and 005.png: results count frames by their place' in line
 
 def test_report(run, tmp_path):
     assert str(tmp_path/'a.html') in ends_well('report', '--run', run, '--against', run, '--out', tmp_path/'a.html')
