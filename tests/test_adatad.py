@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from command import vadnb
 from test_processes import together
 from toy_system import StopAt, curve, rows
-from vadnb.core import CheckpointError, ConfigError, DataError, read_json, write_json
+from vadnb.core import CheckpointError, ConfigError, DataError, read_json, write_json, VadnbError
 from vadnb.data.video import VideoReader
 from vadnb.systems.adatad.scan import ActionScan
 from vadnb.systems.registry import load_config, load_run
@@ -408,3 +408,9 @@ def test_real_clips_train_a_tiny_one_that_predicts_others(shared, tmp_path):
         assert found.segments.min()>=0 and found.segments.max()<=found.duration+1e-6
     broken, = learner.system.predict(shared/'data'/'video'/'decord'/'corrupted.mp4')
     assert isinstance(broken, DataError) and '50' in str(broken) and '28' in str(broken)
+
+@pytest.mark.parametrize('more,said', [(['--optim.warmup', 99], 'optim.warmup'), (['--train.metric', 'fame'], 'train.metric'), (['--train.batch_size', 999], 'batch'), ([], 'not a run folder')])
+def test_what_is_wrong_is_told_before_a_cache_is_begun(world, tmp_path, more, said):
+    if not more: (tmp_path/'wrong').mkdir(); (tmp_path/'wrong'/'own.txt').touch()
+    with pytest.raises(VadnbError, match=said): fit(config(world, tmp_path, 'wrong', '--cache.use', 'true', '--cache.folder', tmp_path/'kept', *more))
+    assert not (tmp_path/'kept').exists() and not [p for p in tmp_path.iterdir() if p.name!='wrong']
