@@ -532,3 +532,10 @@ def test_an_interrupted_command(monkeypatch):
     def broken(run:str=''): raise KeyboardInterrupt
     monkeypatch.setitem(COMMANDS, 'report', broken)
     assert vadnb('report')==(130, '', 'vadnb: interrupted\n')
+
+def test_pictures_of_videos_are_drawn_or_not(world, run, tmp_path):
+    path = sorted(world.rglob('*.mp4'))[0]
+    ends_well('predict', path, '--run', run, '--out', tmp_path/'a', '--pictures', 'none', '--score.stride', '8')
+    assert {''.join(p.suffixes[-1:]) for p in (tmp_path/'a').iterdir()}=={'.json', '.csv', '.npz'} and (tmp_path/'a'/f'{path.stem}.layers.json').exists()
+    assert 'ranks the images of a folder, and videos have no such order; use all or none' in refuse('predict', path, '--run', run, '--out', tmp_path/'b', '--pictures', 'worst', '--score.stride', '8')
+    assert not (tmp_path/'b').exists()
