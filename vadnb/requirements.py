@@ -17,7 +17,7 @@ from .core import VadnbError
 def installed_version(
     name:str, # of a package
 )->str: # raises `PackageNotFoundError`
-    "The version of a package, from one line of what it says of itself: reading all of it, for twenty packages, is waited for"
+    "The version of a package, from one line: reading all that it says of itself takes time"
     said = re.search(r'^Version: *(\S+)', distribution(name).read_text('METADATA') or '', re.M)
     return said[1] if said else version(name)
 

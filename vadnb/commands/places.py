@@ -48,7 +48,8 @@ def check_place(
     taken = [p.name for p in out.iterdir()] if out.is_dir() else []
     from vadnb.data.annotation import VIDEO_SUFFIXES
     # what a folder of videos gives lies under the names of the videos
-    each = [p for path in inputs if Path(path).is_dir() for p in Path(path).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
+    each = [p for path in inputs if Path(path).is_dir() for p in Path(path).iterdir()
+            if p.suffix.lower() in VIDEO_SUFFIXES]
     for path in (*inputs, *each):
         stem = Path(path).resolve().name if Path(path).is_dir() else Path(path).stem
         own = lambda n: (n==stem or n.startswith(f'{stem}.')) and not (out/n).samefile(path)

@@ -74,10 +74,6 @@ class DecodeCache:
         self.folder,self.limit,self.short_side,self.step,self.say = Path(folder),limit_gb*1e9,short_side,step,say
         self.check,self.paths,self.chosen,self.held = check,paths,None,{}
 
-    def prepare(self):
-        "Choose, where that is still to be done; before it nothing is read or written"
-        if self.chosen is None and self.paths is not None: self.choose(self.paths)
-
     def bytes_of(self,
         reader, # a `VideoReader`
     )->int: # that its frames take
@@ -103,6 +99,12 @@ class DecodeCache:
         rest = '' if used==total else f'; the others are decoded each time, cache.gb {total/1e9:.3g} would hold all'
         self.say(f'decode cache: {len(self.chosen)} of {count} videos, {amount(used)}, in {self.folder}{rest}')
         return self.chosen
+
+# %% ../../nbs/data/26_decode_cache.ipynb #178f0996
+@patch
+def prepare(self:DecodeCache):
+    "Choose, where that is still to be done; before it nothing is read or written"
+    if self.chosen is None and self.paths is not None: self.choose(self.paths)
 
 # %% ../../nbs/data/26_decode_cache.ipynb #ce308771
 @patch

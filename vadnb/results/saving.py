@@ -40,7 +40,7 @@ def claim(
     if guard: guard(files)
     written.update(dict.fromkeys(files, name))
 
-# %% ../../nbs/results/13_saving.ipynb #ae76572d
+# %% ../../nbs/results/13_saving.ipynb #8519beb1
 def drawn_or_not(
     found, # a result that stands alone
     pictures:str, # all, worst, none
@@ -48,8 +48,8 @@ def drawn_or_not(
     "Tell a result with a picture of its own whether it is saved. Raises `ConfigError` where the worst are asked for"
     if not hasattr(found, 'drawn'): return
     if pictures=='worst':
-        raise ConfigError("command line: '--pictures worst' ranks the images of a folder, and videos have no such order; "
-                          'use all or none')
+        raise ConfigError("command line: '--pictures worst' ranks the images of a folder, and videos have no such "
+                          'order; use all or none')
     found.drawn = pictures!='none'
 
 # %% ../../nbs/results/13_saving.ipynb #af0329f8
