@@ -15,8 +15,7 @@ from pathlib import Path
 from types import UnionType
 from .core import ConfigError
 from .core import did_you_mean
-from .faults import errors_of
-from .faults import raise_all
+from .faults import errors_of, raise_all
 from .strangers import shown
 
 # %% ../nbs/02_config.ipynb #f90930f5
@@ -30,10 +29,7 @@ def class_source(
     except (OSError, TypeError): cells = [''.join(e[2]) for k,e in linecache.cache.items() if k[:3]=='<ip' and e[2:]]
     # `inspect.getsource` would parse the whole file, for every class of a tree
     body = rf'^class {cls.__name__}\b.*\n(?:(?:[ \t)#].*)?\n)*'
-    found = [m[0] for c in cells for m in re.finditer(body, c+'\n', re.M)]
-    if found: return found[-1]
-    try: return inspect.getsource(cls)
-    except (OSError, TypeError): return ''
+    return ([m[0] for c in cells for m in re.finditer(body, c+'\n', re.M)] or [''])[-1]
 
 def field_comments(
     cls, # a dataclass

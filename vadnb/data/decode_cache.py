@@ -100,7 +100,7 @@ class DecodeCache:
         self.say(f'decode cache: {len(self.chosen)} of {count} videos, {amount(used)}, in {self.folder}{rest}')
         return self.chosen
 
-# %% ../../nbs/data/26_decode_cache.ipynb #178f0996
+# %% ../../nbs/data/26_decode_cache.ipynb #58f47d23
 @patch
 def prepare(self:DecodeCache):
     "Choose, where that is still to be done; before it nothing is read or written"
