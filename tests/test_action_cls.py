@@ -164,6 +164,9 @@ def test_a_run_predicts_clips_folders_and_windows(world, run, tmp_path):
     pictures, = system.predict(tmp_path/'frames')
     video, = system.predict(clip)
     np.testing.assert_allclose(pictures.probabilities, video.probabilities, atol=1e-6)
+    (tmp_path/'frames'/'004.png').unlink()
+    code,_,err = vadnb('predict', tmp_path/'frames', '--run', run, '--out', tmp_path/'d', '--pixels.folder_fps', '8')
+    assert code==0 and 'the first between 003.png and 005.png: results count frames by their place' in err and len(err.splitlines())==1
 
 def test_a_prediction_is_what_evaluation_saw(world, run):
     system,_ = load_run(run)
@@ -654,3 +657,9 @@ def test_real_clips_of_ucf101_and_ssv2_go_through_the_converters_train_resume_an
     assert isinstance(broken, DataError)
     code,out,err = vadnb('eval', '--run', learner.run)
     assert code==0 and 'top5' in read_json(learner.run/'eval.json')['metrics'], err
+
+@pytest.mark.parametrize('more,said', [(['--optim.warmup', 99], 'optim.warmup'), (['--train.metric', 'fame'], 'train.metric'), (['--train.batch_size', 999], 'batch'), ([], 'not a run folder')])
+def test_what_is_wrong_is_told_before_a_cache_is_begun(world, tmp_path, more, said):
+    if not more: (tmp_path/'wrong').mkdir(); (tmp_path/'wrong'/'own.txt').touch()
+    with pytest.raises(VadnbError, match=said): fit(config(world, tmp_path, 'wrong', *given(world), '--cache.where', 'disk', '--cache.folder', tmp_path/'kept', *more))
+    assert not (tmp_path/'kept').exists() and not [p for p in tmp_path.iterdir() if p.name!='wrong']

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from command import vadnb
 from test_processes import together
 from toy_system import StopAt, curve, rows
-from vadnb.core import CheckpointError, ConfigError, DataError, read_json, write_json
+from vadnb.core import CheckpointError, ConfigError, DataError, read_json, write_json, VadnbError
 from vadnb.data.video import VideoReader
 from vadnb.systems.adatad.scan import ActionScan
 from vadnb.systems.registry import load_config, load_run
@@ -90,6 +90,9 @@ def test_a_folder_of_pictures_is_predicted_as_the_video_they_come_from(run, worl
     found,same = (next(load_run(run, overrides=['--score.folder_fps', str(rate)])[0].predict(p)) for p in (tmp_path/'p', video))
     np.testing.assert_allclose(found.segments, same.segments, atol=1e-3)
     np.testing.assert_allclose(found.scores, same.scores, atol=1e-4)
+    (tmp_path/'p'/'0004.png').unlink()
+    code,_,err = vadnb('predict', tmp_path/'p', '--run', run, '--out', tmp_path/'gap', '--score.folder_fps', rate)
+    assert code==0 and 'the first between 0003.png and 0005.png: results count frames by their place' in err and len(err.splitlines())==1
 
 def test_a_run_has_a_report_that_says_what_goes_wrong(run, tmp_path):
     "Of the validation data, before and after the test data were measured; each mistake with the mAP that its cure would give"
@@ -405,3 +408,9 @@ def test_real_clips_train_a_tiny_one_that_predicts_others(shared, tmp_path):
         assert found.segments.min()>=0 and found.segments.max()<=found.duration+1e-6
     broken, = learner.system.predict(shared/'data'/'video'/'decord'/'corrupted.mp4')
     assert isinstance(broken, DataError) and '50' in str(broken) and '28' in str(broken)
+
+@pytest.mark.parametrize('more,said', [(['--optim.warmup', 99], 'optim.warmup'), (['--train.metric', 'fame'], 'train.metric'), (['--train.batch_size', 999], 'batch'), ([], 'not a run folder')])
+def test_what_is_wrong_is_told_before_a_cache_is_begun(world, tmp_path, more, said):
+    if not more: (tmp_path/'wrong').mkdir(); (tmp_path/'wrong'/'own.txt').touch()
+    with pytest.raises(VadnbError, match=said): fit(config(world, tmp_path, 'wrong', '--cache.use', 'true', '--cache.folder', tmp_path/'kept', *more))
+    assert not (tmp_path/'kept').exists() and not [p for p in tmp_path.iterdir() if p.name!='wrong']

@@ -101,6 +101,10 @@ def test_predict_on_a_folder_of_frames_asks_for_their_rate(run, tmp_path):
     for i in range(9): Image.new('RGB', (64, 48), (i*20, 90, 90)).save(tmp_path/f'{i:03d}.png')
     assert 'a folder of pictures has no frame rate; give --score.folder_fps' in refuse('predict', tmp_path, '--run', run, '--out', tmp_path/'out')
     assert not (tmp_path/'out').exists()
+    (tmp_path/'004.png').unlink()
+    code,_,err = vadnb('predict', tmp_path, '--run', run, '--out', tmp_path.parent/'out', '--score.folder_fps', '8')
+    line, = err.splitlines()
+    assert code==0 and line.startswith('vadnb: warning: ') and '1 numbers are missing, the first between 003.png and 005.png: results count frames by their place' in line
 
 def test_report(run, tmp_path):
     assert str(tmp_path/'a.html') in ends_well('report', '--run', run, '--against', run, '--out', tmp_path/'a.html')
@@ -532,3 +536,10 @@ def test_an_interrupted_command(monkeypatch):
     def broken(run:str=''): raise KeyboardInterrupt
     monkeypatch.setitem(COMMANDS, 'report', broken)
     assert vadnb('report')==(130, '', 'vadnb: interrupted\n')
+
+def test_pictures_of_videos_are_drawn_or_not(world, run, tmp_path):
+    path = sorted(world.rglob('*.mp4'))[0]
+    ends_well('predict', path, '--run', run, '--out', tmp_path/'a', '--pictures', 'none', '--score.stride', '8')
+    assert {''.join(p.suffixes[-1:]) for p in (tmp_path/'a').iterdir()}=={'.json', '.csv', '.npz'} and (tmp_path/'a'/f'{path.stem}.layers.json').exists()
+    assert 'ranks the images of a folder, and videos have no such order; use all or none' in refuse('predict', path, '--run', run, '--out', tmp_path/'b', '--pictures', 'worst', '--score.stride', '8')
+    assert not (tmp_path/'b').exists()

@@ -46,7 +46,11 @@ def check_place(
         raise DataError(f"{out}: cannot be written ({above} is {'no folder' if above.is_file() else 'closed'}); choose "
                         'another --out')
     taken = [p.name for p in out.iterdir()] if out.is_dir() else []
-    for path in inputs:
+    from vadnb.data.annotation import VIDEO_SUFFIXES
+    # what a folder of videos gives lies under the names of the videos
+    each = [p for path in inputs if Path(path).is_dir() for p in Path(path).iterdir()
+            if p.suffix.lower() in VIDEO_SUFFIXES]
+    for path in (*inputs, *each):
         stem = Path(path).resolve().name if Path(path).is_dir() else Path(path).stem
         own = lambda n: (n==stem or n.startswith(f'{stem}.')) and not (out/n).samefile(path)
         if held := [n for n in taken if own(n)]:

@@ -80,12 +80,13 @@ def train(
     quiet()
     from vadnb.train.health import HealthError
     from vadnb.train.learner import fit
-    from vadnb.report.report import write_report
     try: learner = fit(cfg)
     except (DataError, HealthError):
         report_failure(cfg)
         raise
     if not learner.main: return stopped_by_signal(learner)
+    # a wrong path is told before a page is thought of
+    from vadnb.report.report import write_report
     report = write_report(learner.run)
     print(f"{learner.log.last('end')['status']} at step {learner.step} of {learner.total_steps}: {learner.run}")
     if code := stopped_by_signal(learner):

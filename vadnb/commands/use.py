@@ -257,7 +257,7 @@ def predict(
     which:str='best', # checkpoint: best, last or step-000100
     out:str='', # folder for the results; default: <run>/predictions
     overlay:bool=False, # also write each input with what was found drawn into it
-    pictures:Literal['all', 'worst', 'none']='all', # panels of the images of a folder: all, the 48 worst, or none
+    pictures:Literal['all', 'worst', 'none']='all', # what is drawn: all, none, or the 48 worst images of a folder
     overrides:list=(), # configuration keys
 )->int: # 0 when everything was scored, 3 when some inputs were damaged, 2 when nothing was saved
     "Score videos or images with a trained run: JSON, CSV, pictures and maps"

@@ -65,13 +65,14 @@ class DecodeCache:
         step:int=4, # source frames from one kept frame to the next
         say=print, # told what is decided
         check:str='changed', # videos read to learn whether they are the same: changed (size, times, inode) | full
+        paths=None, # video files that are chosen from before the first frame, the most wanted ones first; None: any
     ):
         if not limit_gb>0:
             raise ConfigError(f'cache.gb: {limit_gb} is not a positive number of gigabytes')
         if short_side<1 or step<1:
             raise ConfigError(f'decode cache: short side {short_side} and step {step} must be 1 or more')
         self.folder,self.limit,self.short_side,self.step,self.say = Path(folder),limit_gb*1e9,short_side,step,say
-        self.check,self.chosen,self.held = check,None,{}
+        self.check,self.paths,self.chosen,self.held = check,paths,None,{}
 
     def bytes_of(self,
         reader, # a `VideoReader`
@@ -98,6 +99,12 @@ class DecodeCache:
         rest = '' if used==total else f'; the others are decoded each time, cache.gb {total/1e9:.3g} would hold all'
         self.say(f'decode cache: {len(self.chosen)} of {count} videos, {amount(used)}, in {self.folder}{rest}')
         return self.chosen
+
+# %% ../../nbs/data/26_decode_cache.ipynb #58f47d23
+@patch
+def prepare(self:DecodeCache):
+    "Choose, where that is still to be done; before it nothing is read or written"
+    if self.chosen is None and self.paths is not None: self.choose(self.paths)
 
 # %% ../../nbs/data/26_decode_cache.ipynb #ce308771
 @patch
@@ -141,6 +148,7 @@ def frames(self:DecodeCache,
 ): # generator of (n, 3, h, w) uint8 tensors, or None where the cache cannot help
     "Any frames of a video in groups; None for another size, for frames between those kept, and for what is not kept"
     path = Path(path)
+    self.prepare()
     if max(wanted)!=min(wanted) or wanted[0]!=self.short_side or (indices%self.step).any(): return None
     if self.chosen is not None and path not in self.chosen or not path.is_file(): return None
     if (rows := self.rows(path)) is None: return None

@@ -292,13 +292,13 @@ def own_endings(self:ActionPrediction)->list: # of the files that only this kind
 @patch
 def write(self:ActionPrediction,
     files, # paths with these endings
-    figure, # the picture
+    figure, # the picture, or None
 )->dict: # empty: there are no maps
     "Write the prediction's own files"
     write_json(files[0], self.as_json())
     write_atomic(files[1], self.table())
     write_atomic(files[2], self.srt())
-    save_figure(figure, files[3])
+    if figure is not None: save_figure(figure, files[3])
     return {}
 
 # %% ../../nbs/results/18_actions.ipynb #3e41899a

@@ -219,13 +219,13 @@ def own_endings(self:ClassPrediction)->list: # of the files that only this kind 
 @patch
 def write(self:ClassPrediction,
     files, # paths with these endings
-    figure, # the picture
+    figure, # the picture, or None
 )->dict: # empty: there are no maps
     "Write the prediction's own files"
     rows = self.rows()
     write_atomic(files[0], as_jsonl(rows))
     write_atomic(files[1], as_csv(rows))
-    save_figure(figure, files[2])
+    if figure is not None: save_figure(figure, files[2])
     return {}
 
 @patch

@@ -129,12 +129,12 @@ def own_endings(self:VideoPrediction)->list: # of the files that only this kind 
 @patch
 def write(self:VideoPrediction,
     files, # paths with these endings
-    figure, # the picture
+    figure, # the picture, or None
 )->dict: # (Source, name) of the layer → StoredArray
     "Write the prediction's own files; returns where its maps lie"
     write_json(files[0], self.as_json())
     write_atomic(files[1], self.table())
-    save_figure(figure, files[2])
+    if figure is not None: save_figure(figure, files[2])
     if self.heat is None:
         return {}
     data = array_file(heat=self.heat.astype(np.float16), frames=self.heat_frames)

@@ -40,6 +40,7 @@ class VideoAnswer(Answer):
     def overlay_frames(self, frames): # iterable of (h, w, 3) uint8, the whole video in order, consumed one at a time
         "Generator of the frames with everything drawn on. Raises `DataError` for more or fewer than there are"
         return played_again(self.result(), frames)
+    drawn = True # whether its picture is saved
     def own_endings(self): # of its files, the picture among them
         raise NotImplementedError
     def write(self, files, figure): # paths with `own_endings`; the picture
@@ -148,7 +149,8 @@ def files(self:VideoAnswer,
     folder,stem = Path(folder), Path(self.name).stem
     if stem.endswith('.layers'):
         raise DataError(f"{self.name}: {stem}.json would be taken for the layers of '{stem[:-7]}'; rename the video")
-    res = [folder/f'{stem}{end}' for end in (*self.own_endings(), '.layers.json', *['_overlay.mp4']*overlay)]
+    own = [e for e in self.own_endings() if self.drawn or e!='.png']
+    res = [folder/f'{stem}{end}' for end in (*own, '.layers.json', *['_overlay.mp4']*overlay)]
     spare_source(res, folder, self.path)
     return res
 
@@ -165,8 +167,9 @@ def save(self:VideoAnswer,
         if overlay:
             raise
         source = None
-    figure,result,own = self.figure(source), self.result(**file_facts(self.path, source)), len(self.own_endings())
-    write_record(files[own], result, self.write(files[:own], figure))
+    figure,result = self.figure(source) if self.drawn else None, self.result(**file_facts(self.path, source))
+    own = [Path(folder)/f'{Path(self.name).stem}{end}' for end in self.own_endings()]
+    write_record(files[-1-overlay], result, self.write(own, figure))
     if overlay:
         frames,times = self.reader(), result.facts['times']
         write_video(files[-1], self.overlay_frames(frames), self.fps, times=None if times is None else np.array(times))

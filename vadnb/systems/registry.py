@@ -7,6 +7,7 @@ __all__ = ['REGISTERED', 'register', 'system_names', 'system_module', 'config_cl
            'offering', 'needed_offer', 'load_run']
 
 # %% ../../nbs/systems/59_registry.ipynb #a8aa8a8a
+import gc, sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..core import ConfigError
 from ..core import did_you_mean
 from ..core import joined
 from ..core import read_yaml
+from ..core import uncollected
 from ..data.image_files import SourceLimits
 from ..data.image_files import limit_pixels
 
@@ -54,7 +56,12 @@ def config_class(
     name:str, # system name
 ): # its Config dataclass
     "The configuration class of a system; raises `ConfigError` with the systems there are"
-    return system_module(name).Config
+    module = system_module(name)
+    if 'torch' in sys.modules: return module.Config
+    # what a first import brings is no garbage; looking through it again and again takes a tenth of the time
+    with uncollected(): found = module.Config
+    gc.freeze()
+    return found
 
 # %% ../../nbs/systems/59_registry.ipynb #10e8eae2
 def class_for(

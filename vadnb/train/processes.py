@@ -35,7 +35,7 @@ def set_backends(
         try: import wandb
         except ImportError:
             raise ConfigError("'train.trackers' holds wandb, which is not installed; "
-                              'pip install wandb, or remove it') from None
+                              "pip install 'vadnb[wandb]', or remove it") from None
 
 # %% ../../nbs/train/46_processes.ipynb #f5670afe
 def make_accelerator(

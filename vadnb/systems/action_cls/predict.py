@@ -16,6 +16,7 @@ from ...data.action_sources import listed_clips
 from ...data.action_videos import opened_video
 from ...data.action_videos import unlabelled
 from ...data.actions import ACTION
+from ...data.picture_numbers import warn_of_numbers
 from ...data.sampling import sliding_windows
 from ...data.time_grid import clock_of
 from ...metrics.classification import with_temperature
@@ -91,7 +92,9 @@ def predict_video(
     head = head_of(cfg, sets)
     facts,s,size = sets[head], cfg.score, cfg.train.valid_batch_size or cfg.train.batch_size
     entry,known = unlabelled(path, s.prompt or facts['prompt']+ACTION), reader.known(str(path))
-    clock = clock_of(opened_video(path, cfg.pixels.folder_fps))
+    video = opened_video(path, cfg.pixels.folder_fps)
+    warn_of_numbers(video)
+    clock = clock_of(video)
     spans = window_spans(clock, known.fps, s)
     seen,some = {}, []
     def flush(): seen.update({(x.video, x.view): x.logits for x in look(batch_with_host(some))}); some.clear()

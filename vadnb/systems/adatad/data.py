@@ -64,9 +64,7 @@ def frame_cache(
     def say(line): cfg.train.progress and print(plain_text(line), file=sys.stderr)
     # a clip that is spread over the whole video may ask for any frame
     step = 1 if d.whole else d.stride//d.frames_per_position
-    res = DecodeCache(c.folder or Path(cfg.runs)/'frames', c.gb, d.short_side, step, say, c.check)
-    res.choose(files)
-    return res
+    return DecodeCache(c.folder or Path(cfg.runs)/'frames', c.gb, d.short_side, step, say, c.check, files)
 
 def make_source(
     cfg, # `Config`

@@ -11,8 +11,10 @@ from pathlib import Path
 from ...core import ConfigError
 from ...data.action_clips import ActionWindows
 from ...data.annotation import video_name
+from ...data.picture_numbers import warn_of_numbers
 from ...data.segments import ActionAnnotation
 from ...data.segments import ActionVideo
+from ...data.video import VideoReader
 from ...results.actions import ActionPrediction
 from ...results.segment_threshold import as_threshold
 from .data import make_source
@@ -47,6 +49,7 @@ def raw_windows(
     name,folder = video_name(path), Path(path).is_dir()
     if folder and cfg.score.folder_fps is None:
         raise ConfigError(f'{path}: a folder of pictures has no frame rate; give --score.folder_fps')
+    if folder: warn_of_numbers(VideoReader(path, fps=cfg.score.folder_fps))
     video = ActionVideo(name, fps=cfg.score.folder_fps if folder else None)
     annotation = ActionAnnotation(str(path), list(classes), {name: video})
     return ActionWindows(annotation, [name], make_source(cfg, {name: path}), cfg.data.test_overlap)

@@ -170,6 +170,14 @@ def look(self:AdaTAD, batch)->list: # (video, row, seconds of the video, `Window
     each = enumerate(np.split(flat, np.cumsum(sizes)[:-1]))
     return [(batch['name'][i], tuple(rows[i].tolist()), float(durations[i]), window(i, x)) for i,x in each]
 
+# %% ../../../nbs/systems/adatad/02_system.ipynb #a4961015
+@patch
+def feed(self:AdaTAD, data, fresh):
+    "The cache of frames is laid out before loading processes are started, which inherit what is known of the videos"
+    cache = getattr(data.split('train').source, 'cache', None)
+    if cache: cache.prepare()
+    return data
+
 # %% ../../../nbs/systems/adatad/02_system.ipynb #000bc623
 @patch
 def scan(self:AdaTAD, data, split):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ...core import ConfigError
+from ...data.picture_numbers import warn_of_numbers
 from ...data.sampling import uniform_indices
 from ...data.video import VideoReader
 from ...results.box_cut import BoxCut
@@ -48,6 +49,7 @@ def open_video(
     reader = VideoReader(path, fps=fps) if folder else VideoReader(path)
     if folder and fps is None:
         raise ConfigError(f'{path}: a folder of pictures has no frame rate; give --score.folder_fps')
+    warn_of_numbers(reader)
     return reader
 
 def predict_video(
