@@ -570,7 +570,7 @@ def test_evaluation_on_the_test_set(run, world, tmp_path):
     assert [r[-1] for r in table[1:3]]==[f"{m[f'class/{c}/detection_rate']:.0%}" for c in ('dots', 'weave')]
     value = dict(zip(['image_auroc', 'image_ap', 'image_f1max', 'pixel_auroc', 'pixel_ap', 'pixel_f1max', 'aupro', 'mad'], table[1][2:]))
     for k,v in value.items(): assert v==f'{m[f"class/dots/{k}"]:.3f}'
-    assert table[3][1:]==[f'{m[k]:.3f}' for k in value] and table[4][2:]==[f'{m[f"pooled/{k}"]:.3f}' for k in value]
+    assert table[3][1:]==[f'{m[k]:.3f}' for k in value] and table[4][2:]==[*(f'{m[f"pooled/{k}"]:.3f}' for k in value), *(f'{m[k]:.0%}' for k in ('false_alarm_rate', 'detection_rate'))]
     for k in value: assert m[k]==pytest.approx((m[f'class/dots/{k}']+m[f'class/weave/{k}'])/2)
 
 def test_counted_metrics_keep_their_bounds(run, world, tmp_path):
