@@ -1,5 +1,5 @@
 "Commands find what they need in the system at hand, whichever it is, and share their work out over processes"
-import json, os, shlex
+import json, os, re, shlex
 import pytest, torch, yaml
 import line_system
 from command import vadnb
@@ -111,6 +111,7 @@ def test_predict_goes_on_after_what_is_damaged(run, texts, tmp_path):
     assert code==3 and err.splitlines()==[f"vadnb: error: {texts}/c.txt: could not convert string to float: 'four'",
                                           'vadnb: error: 1 of 3 could not be scored']
     assert [l for l in out.splitlines() if not l.startswith('  ')]==['a.txt: 2 numbers, of first step-000009', 'b.txt: 1 numbers, of first step-000009']
+    assert re.search(r'^  2 scored in [0-9.]+ s, [0-9.e+]+ a second$', out, re.M), out
     assert sorted(p.name for p in (tmp_path/'out').iterdir())==['a.said', 'b.said']
 
 def test_predict_of_one_damaged_input_is_one_line(run, texts, tmp_path):

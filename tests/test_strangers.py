@@ -6,8 +6,10 @@ from command import vadnb
 from vadnb.core import DataError
 from vadnb.data.frame_sources import PyavFrames, decord_fault
 from vadnb.data.video import probe, write_video
+from vadnb.results.actions import ActionPrediction
 from vadnb.results.class_rows import as_csv, class_rows, read_class_rows
 from vadnb.results.layers import Classes
+from vadnb.results.video import VideoPrediction
 
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
@@ -52,6 +54,13 @@ def test_no_cell_is_a_formula_and_rows_come_back(tmp_path):
     (tmp_path/'a.csv').write_text(as_csv(rows))
     back = read_class_rows(tmp_path/'a.csv')
     assert [*back]==HARMFUL and [*back["-5"].classes]==HARMFUL
+
+def test_no_table_of_a_video_has_a_formula(tmp_path):
+    n = len(HARMFUL)
+    events = ActionPrediction('a.mp4', 'a.mp4', 9, 10., HARMFUL, np.tile([.1, .5], (n, 1)), np.arange(n), np.full(n, .9), .5)
+    scores = VideoPrediction('a.mp4', tmp_path/'gone.mp4', 9, ['normal', *HARMFUL], np.full((9, n+1), .1), .5)
+    tables = [events.table(), next(f for f in scores.save(tmp_path) if f.suffix=='.csv').read_text(encoding='utf-8')]
+    for text in tables: assert harmless(text) and all(f"'{name}" in text for name in HARMFUL[:4])
 
 def test_names_are_printed_without_what_a_terminal_obeys(tmp_path):
     name = 'a\x1b[2J\u202e\x07.mp4'
