@@ -502,6 +502,10 @@ def test_killed_and_resumed_is_exact(world, tmp_path, trained, place):
 
 # ---------------------------------------------------------------- what a run leaves behind
 
+def test_nothing_is_wrong_with_a_healthy_run(run):
+    "Its backbone is random, which is said; no other finding"
+    assert [f['code'] for f in read_json(run/'health.json')['findings']]==['backbone']
+
 def test_thresholds_need_no_data(run):
     "Another false alarm rate is another threshold, from what the checkpoint holds; the data are gone"
     system,_ = load_run(run, overrides=['--score.false_alarm_rate', '0.4'])
