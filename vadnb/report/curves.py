@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_TICKS', 'PANEL_TITLES', 'columns', 'Panel', 'panel_order', 'own_panels', 'panels', 'events', 'draw_events',
            'wide', 'panel_axes', 'legend', 'draw_panel', 'pick_panels', 'says', 'curves', 'describe', 'reading_aid',
-           'alone', 'curves_section']
+           'most_telling', 'alone', 'curves_section']
 
 # %% ../../nbs/report/03_curves.ipynb #e731c239
 import math
@@ -277,6 +277,18 @@ def reading_aid(
     text = '; '.join(text for there,text in parts if there)
     return text and text[:1].upper()+text[1:]+'.'
 
+# %% ../../nbs/report/03_curves.ipynb #a7c31e52
+def most_telling(
+    found, # of Panel
+    most:int, # panels to choose
+)->tuple: # (chosen, rest), both in their order
+    "The loss and what the run as a whole measures, before the numbers of single classes"
+    def rank(i):
+        panel = found[i]
+        return 0 if panel.best or panel.key.split('/')[0]=='loss' else 1+panel.key.count('/')
+    chosen = set(sorted(range(len(found)), key=rank)[:most])
+    return tuple([p for i,p in enumerate(found) if (i in chosen)==so] for so in (True, False))
+
 # %% ../../nbs/report/03_curves.ipynb #fd4a9c4b
 def alone(
     found:list, # of Panel
@@ -295,11 +307,12 @@ def curves_section(
     found = alone(panels(run.rows, other.rows if other else None, other.name if other else ''), run.rows)
     if not found: return section('curves', 'Curves', tag('p', 'No loss and no metric was logged.'))
     marks,figures = events(run.rows), []
-    for i,panel in enumerate(found[:most]):
+    found,rest = most_telling(found, most)
+    for i,panel in enumerate(found):
         fig = new_figure(3.5, 2.15)
         draw_panel(fig.subplots(), panel, marks)
         figures.append(tag('figure', Html(inline_svg(fig, f'c{i}', describe(panel)))))
-    aid,rest = reading_aid(found, marks, other), found[most:]
+    aid = reading_aid(found, marks, other)
     left = tag('p', f'Not drawn: {", ".join(words(p.key) for p in rest[:200])}.', class_='small')
     return section('curves', 'Curves', tag('p', aid, class_='small') if aid else None,
                    tag('div', figures, class_='panels'), left if rest else None)

@@ -266,15 +266,18 @@ class WaitingCheck(Check):
     "Training that is bound by data loading"
     code,what = 'data_bound', 'the loop waits for data less than half of its time'
     least = 5.                                         # seconds that must have passed before this is judged
+    open = True                                        # too little was seen, or it waits, and not yet for long enough
     def after_step(self):
         L = self.learner
         if L.step%L.cfg.train.log_every or not L.main: return
         # the first row pays for starting the workers
         rows = [r for r in L.log.rows[-12:] if r['kind']=='train' and r['step']>L.cfg.train.log_every][-3:]
-        if len(rows)<3 or any(r['data_wait']<=.5 for r in rows) or sum(r['seconds'] for r in rows)<=self.least: return
+        self.open = len(rows)<3 or all(r['data_wait']>.5 for r in rows)
+        if len(rows)<3 or not self.open or sum(r['seconds'] for r in rows)<=self.least: return
         share = np.mean([r['data_wait'] for r in rows])
         self.find('warning', f'training waits for data {share:.0%} of its time: raise --train.workers '
                   f'(now {L.cfg.train.workers}), decode fewer or smaller frames, or cache features', share=float(share))
+    def state(self): return WAITS if self.open else HOLDS
 
 # %% ../../nbs/train/54_health.ipynb #01474cff
 class SkippedCheck(Check):
