@@ -146,7 +146,8 @@ def spine_rows(
     sound:bool=True, # whether the data hold
 )->list: # rows
     "What can be said of any system"
-    rows = [*settings_row(cfg), step_row(cfg, data), *(copies_row(data) if sound else [])]
+    later = [('copies', None, 'not looked for, because not everything can be read: mend what fails first')]
+    rows = [*settings_row(cfg), step_row(cfg, data), *(copies_row(data) if sound else later)]
     if data.split('valid') is None:
         rows.append(('choice', None, 'there is no validation data: the last checkpoint is the chosen one'))
     return [*rows, batch_row(cfg, data, system)] if sound and system is not None else rows

@@ -9,6 +9,7 @@ __all__ = ['FEWEST', 'LARGEST', 'TABLE', 'SCORE', 'full_map', 'image_score', 'sc
 
 # %% ../../../nbs/systems/uniad/10_calibration.ipynb #65c274ff
 from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 import warnings
 import numpy as np
@@ -167,6 +168,8 @@ def thresholds(self:ClassCalibration,
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', MetricWarning)
         res = {c: held.thresholds(rate, pixel_rate) for c,held in {'': self.together, **self.classes}.items()}
+    # a class of few good images is judged by these, and its reader should know
+    if len(self.means)>1: res[''] = replace(res[''], of=f"{res[''].of} of all classes together")
     few = min(self.classes, key=lambda c: self.classes[c].n, default=None)
     only = len(self.classes)<2
     if said and only: warnings.warn(str(said[0].message), MetricWarning, stacklevel=2)
