@@ -1,5 +1,5 @@
 "The whole of action_cls in a very small world: train, stop, resume, evaluate, predict, report; two sets, two processes; bad input; health; real clips"
-import json, multiprocessing, os, shutil, signal, time, warnings
+import json, multiprocessing, os, re, shutil, signal, time, warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from command import vadnb
 from test_processes import together
 from test_real import finish, start
 from toy_system import StopAt, curve, rows
-from vadnb.core import CheckpointError, DataError, VadnbError, read_json, write_json
+from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError, read_json, write_json
 from vadnb.data.action_sets import ssv2, ucf101
 from vadnb.models.action_decoder import ActionDecoder
 from vadnb.models.qwen_vl import QwenVL
@@ -202,13 +202,38 @@ def test_kept_visual_tokens_give_the_same_curve(world, tmp_path):
         a,b = parameters(plain.run), parameters(kept.run)
         assert all(torch.equal(a[k], b[k]) for k in a)
 
+def test_tokens_of_the_first_clips_alone_give_the_same_curve(world, tmp_path, capsys):
+    "To rounding, since the tower sees other batches; bit for bit after a stop, and what does not fit is said"
+    more = *given(world), '--train.steps', 6, '--data.hold_out', 0, '--data.keep_gb', 0
+    plain = fit(config(world, tmp_path, 'whole', *more, '--cache.where', 'off'))
+    some = *more, '--cache.where', 'disk', '--cache.folder', tmp_path/'features', '--cache.gb', 2.5e-5
+    part = fit(config(world, tmp_path, 'part', *some, '--train.progress', 'true'))
+    assert re.search(r'the first \d+ of \d+ videos.*the others are encoded each time', capsys.readouterr().err)
+    fit(config(world, tmp_path, 'stopped', *some), [StopAt(3)])
+    resumed = fit(config(world, tmp_path, 'stopped', *some))
+    curves = [[r['loss'] for r in rows(x.run, 'train')] for x in (plain, part, resumed)]
+    assert curves[1]==curves[2] and curves[0]==pytest.approx(curves[1], rel=1e-5)
+    a,b = (parameters(x.run) for x in (part, resumed))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_tokens_in_half_the_bytes_are_close(world, tmp_path):
+    "And never share a folder with the others; under autocast they have half the bytes already"
+    more = *given(world), '--train.steps', 4, '--data.hold_out', 0, '--cache.where', 'disk', '--cache.folder', tmp_path/'features'
+    curves = []
+    for kind in ('float32', 'float16'):
+        learner = fit(config(world, tmp_path, kind, *more, '--cache.dtype', kind))
+        curves.append([r['loss'] for r in rows(learner.run, 'train')])
+    assert len([*(tmp_path/'features').glob('*/*')])>=2 and curves[0]!=curves[1]==pytest.approx(curves[0], rel=2e-3)
+    with pytest.raises(ConfigError, match='visual_tokens is bfloat16 already'):
+        fit(config(world, tmp_path, 'both', *more, '--cache.dtype', 'float16', '--train.precision', 'bf16'))
+
 def test_tokens_that_cannot_be_kept_are_said(world, tmp_path, capsys):
     "Once by training, and by verify"
     more = *given(world), '--sampling.how', 'rate', '--sampling.fps', 4, '--data.hold_out', 0
     fit(config(world, tmp_path, 'rate', *more, '--train.steps', 1, '--train.progress', 'true'))
     err = capsys.readouterr().err
     assert err.count('feature cache: off')==1 and "frames by rate ('sampling.how') give clips of different lengths" in err
-    for how,says in (('rate', 'made anew in every epoch: frames by rate'), ('count', 'kept after the first epoch')):
+    for how,says in (('rate', 'made anew in every epoch: frames by rate'), ('count', 'training clips are kept')):
         code,out,_ = vadnb('verify', '--config', 'action_cls_demo', *words(world, tmp_path, 'v', *more, '--sampling.how', how))
         assert code==0 and says in out
 

@@ -322,14 +322,16 @@ SCALARS = ('label', 'set', 'video', 'view', 'video_count')
 def collate(
     items:list, # samples
     pad_id:int=0, # token that fills short texts; the mask leaves it out
-)->dict: # input_ids and attention_mask (B, L), rows of all videos, (B,) numbers, names
+)->dict: # input_ids and attention_mask (B, L), rows of all videos, (B,) numbers, names; (B,) kept where only some are
     "A batch, padded on the right"
     if not items:
         raise ValueError('a batch needs at least one sample')
     ids = [x['input_ids'] for x in items]
     res = dict(input_ids=_padded(ids, pad_id), attention_mask=_padded([torch.ones_like(i) for i in ids], 0))
     if 'labels' in items[0]: res['labels'] = _padded([x['labels'] for x in items], -100)
-    res |= {k: torch.cat([x[k] for x in items]) for k in ROWS if k in items[0]}
+    own = {k: [x[k] for x in items if k in x] for k in ROWS}
+    res |= {k: torch.cat(v) for k,v in own.items() if v}
+    if 0<len(own['visual_tokens'])<len(items): res['kept'] = torch.tensor(['visual_tokens' in x for x in items])
     res |= {k: torch.stack([x[k] for x in items]) for k in SCALARS}
     return res | dict(name=[x['name'] for x in items])
 

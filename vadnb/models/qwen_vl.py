@@ -116,7 +116,8 @@ def from_config(cls:QwenVL,
 # %% ../../nbs/models/33_qwen_vl.ipynb #2d8aff2a
 @patch
 def visual_tokens(self:QwenVL,
-    batch:dict, # pixel_values_videos, video_grid_thw and input_ids; or visual_tokens, a list or all of them in one
+    batch:dict, # pixel_values_videos, video_grid_thw and input_ids; or visual_tokens, a list or all of them in one; or
+    # both, with `kept`, (B,), true where a sample has its tokens, and `video_count`
     counts=None, # visual tokens of each sample, where they are known
 )->list: # of each sample, (n, hidden)
     "What tower and merger make of the videos. Raises `DataError` where their number does not fit the text"
@@ -124,10 +125,27 @@ def visual_tokens(self:QwenVL,
     given = batch.get('visual_tokens')
     if given is None: tokens = self.run_tower(batch) if sum(counts) else self.action_row.new_zeros(0, self.hidden_size)
     else: tokens = given if isinstance(given, Tensor) else torch.cat([*given])
-    if tokens.shape!=(sum(counts), self.hidden_size):
-        raise DataError(f'visual tokens: {tuple(tokens.shape)}, and the text has places for {sum(counts)} of width '
+    kept = on_host(batch, 'kept')
+    own = counts if kept is None else [n for n,k in zip(counts, kept) if k]
+    if tokens.shape!=(sum(own), self.hidden_size):
+        raise DataError(f'visual tokens: {tuple(tokens.shape)}, and the text has places for {sum(own)} of width '
                         f'{self.hidden_size}; those that are kept belong to another model or size')
-    return [*tokens.split(counts)]
+    tokens = iter(tokens.split(own))
+    others = iter(()) if kept is None else iter(self.others(batch, kept, counts))
+    return [next(tokens if k else others) for k in ([True]*len(counts) if kept is None else kept)]
+
+# %% ../../nbs/models/33_qwen_vl.ipynb #62cb19d5
+@patch
+def others(self:QwenVL,
+    batch:dict, # see `visual_tokens`
+    kept, # (B,), which samples have their tokens
+    counts, # visual tokens of each sample
+)->tuple: # of each other sample, (n, hidden)
+    "What tower and merger make of the samples whose tokens are not kept"
+    grids = on_host(batch, 'video_grid_thw')[(~kept).repeat_interleave(on_host(batch, 'video_count'))]
+    pixels = batch['pixel_values_videos']
+    own = dict(pixel_values_videos=pixels, video_grid_thw=grids.to(pixels.device), host=dict(video_grid_thw=grids))
+    return self.run_tower(own).split([n for n,k in zip(counts, kept) if not k])
 
 @patch
 def run_tower(self:QwenVL, batch)->Tensor: # (V, hidden)

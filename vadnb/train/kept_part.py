@@ -15,11 +15,12 @@ def narrowed(
     made:dict, # name -> (B, ...) tensor that an encoder gave
     names:list, # of the samples
 )->dict: # the same in float16
-    "Features in half the bytes; `DataError` where they leave the range, `ConfigError` where they are float16 already"
+    "Features in half the bytes; `DataError` where they leave the range, `ConfigError` where they have them already"
     res = {n: z.half() if z.dtype==torch.float32 else z for n,z in made.items()}
     for n,z in res.items():
-        if made[n].dtype==torch.float16:
-            raise ConfigError(f'cache_dtype: is float16, and {n} is float16 already; float32 keeps it as it is')
+        if made[n].dtype in (torch.float16, torch.bfloat16):
+            was = str(made[n].dtype).removeprefix('torch.')
+            raise ConfigError(f'cache_dtype: is float16, and {n} is {was} already; float32 keeps it as it is')
         for name,f in zip(names, z if z.dtype==torch.float16 else ()):
             if not f.isfinite().all():
                 raise DataError(f'{name}: its {n} reaches beyond 65504, where float16 ends; set cache_dtype to float32')

@@ -57,7 +57,8 @@ class CacheConfig:
     "Visual tokens of training clips, where they are the same in every epoch"
     where:Literal['auto', 'memory', 'disk', 'off'] = 'auto' # where they are kept
     folder:str|None = None # of the caches on disk; null: `features` in the folder of runs
-    gb:float = 8. # most that is kept
+    gb:float = 8. # most that is kept: all training clips, or the first ones
+    dtype:Literal['float32', 'float16'] = 'float32' # of kept tokens; float16: half the bytes, 11 bits of each
     check:Literal['changed', 'full'] = 'changed' # files to read again: changed (size, times, inode) | full: all
 
 # %% ../../../nbs/systems/action_cls/00_config.ipynb #905a7ad9
@@ -231,7 +232,7 @@ READ_WHEN = [ # see `vadnb.switches`
     ('decoder.layers decoder.heads decoder.width', 'decoder.kind', ['transformer', 'transformer_no_vision']),
     ('loss.beta', 'loss.balanced', [True]), ('score.overlap', 'score.window', 'set'),
     ('cache.folder cache.check', 'cache.where', ['auto', 'disk']),
-    ('cache.gb', 'cache.where', ['auto', 'memory', 'disk']),
+    ('cache.gb cache.dtype', 'cache.where', ['auto', 'memory', 'disk']),
 ]
 
 # %% ../../../nbs/systems/action_cls/00_config.ipynb #8e8674ff

@@ -124,7 +124,8 @@ class ClipSets(Dataset):
     asked_workers = 0
 
 # %% ../../../nbs/systems/action_cls/01_data.ipynb #29fe6126
-HOST = 'input_ids', 'attention_mask', 'video_grid_thw', 'second_per_grid', 'labels', 'label', 'set', 'video', 'view'
+HOST = ('input_ids', 'attention_mask', 'video_grid_thw', 'second_per_grid', 'labels', 'label', 'set', 'video', 'view',
+        'video_count', 'kept')
 
 def batch_with_host(
     items:list, # samples

@@ -300,4 +300,4 @@ def rows(self:ActionCls, data):
     unused = [f'{len(v)} tensors of {k} unused' for k,v in self.unused_weights.items() if v]
     decoders = ', '.join(f"{n}: {d.decoder_type}, {d.num_classes} classes" for n,d in self.decoders.items())
     return [('base', True, '; '.join([f'{n:,} parameters, width {self.qwen.hidden_size}, {kind}', *unused])),
-            ('trains', True, sizes), ('decoders', True, decoders), *tokens_row(self.cfg, data.split('train'))]
+            ('trains', True, sizes), ('decoders', True, decoders), *tokens_row(self, data.split('train'))]
