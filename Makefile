@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # compiled modules are kept, whatever the shell says: a process that compiles torch and transformers again starts 10 s later
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test check notebooks pytest test-matrix bench lock readme clean
+.PHONY: install demo test check notebooks pytest test-matrix bench docs lock readme clean
 
 install: $(READY)
 	@echo "vadnb: Python $(VERSION) in .venv"
@@ -50,6 +50,10 @@ test-matrix: install
 
 bench: install
 	$(BIN)/python -m bench
+
+# a static site from the notebooks as they are stored, in build/site/html; dead links and foreign requests stop it
+docs: install
+	$(BIN)/python tools/docs.py
 
 lock: install
 	$(BIN)/python tools/lock.py

@@ -24,7 +24,7 @@ def settings():
 def wanted():
     "Requirement lines of the development environment"
     cfg = settings()
-    return shlex.split(cfg['requirements'])+shlex.split(cfg['dev_requirements'])
+    return [l for key in ('requirements', 'dev_requirements', 'docs_requirements') for l in shlex.split(cfg[key])]
 
 def digest(lines):
     "Of what was asked for, however it is spaced"
