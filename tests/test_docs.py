@@ -64,12 +64,12 @@ def test_a_dead_link_stops_the_build(nbs, tmp_path):
     with pytest.raises(SystemExit, match='4_d.ipynb: links to ../data/9_gone.ipynb, which is not there'): docs.prepare(nbs[0], tmp_path/'out')
 
 @pytest.mark.parametrize('said,wrong', [
-    ('<script src="https://cdn.example/x.js"></script>', 'a.html: fetches https://cdn.example/x.js'),
-    ('<link rel="stylesheet" href="//cdn.example/x.css">', 'a.html: fetches //cdn.example/x.css'),
-    ('<p style="background: url(https://cdn.example/x.png)">', 'a.html: fetches https://cdn.example/x.png'),
+    ('<script src="https://evil.example/x.js"></script>', 'a.html: fetches https://evil.example/x.js'),
+    ('<link rel="stylesheet" href="//evil.example/x.css">', 'a.html: fetches //evil.example/x.css'),
+    ('<p style="background: url(https://evil.example/x.png)">', 'a.html: fetches https://evil.example/x.png'),
     ('<img src="gone.png">', 'a.html: gone.png leads nowhere'), ('<a href="b.html#nowhere">x</a>', 'a.html: b.html#nowhere has no such place'),
     ('<a href="c.html">x</a>', 'a.html: c.html leads nowhere'),
-    ('<a href="https://example.org">x</a><a href="b.html#here">y</a><img src="data:image/png;base64,AA">', None)])
+    ('<a href="https://github.com">x</a><a href="b.html#here">y</a><img src="data:image/png;base64,AA">', None)])
 def test_what_is_wrong_with_a_page_is_found(tmp_path, said, wrong):
     (tmp_path/'a.html').write_text(said)
     (tmp_path/'b.html').write_text('<p id="here">')
