@@ -139,6 +139,7 @@ math[display=block] { overflow-x: auto; overflow-y: hidden; padding: .3em 0 }
 .cell_output img, .cell_output svg { max-width: 100%; height: auto }
 body[data-theme=dark] .cell_output img { background: #fff; border-radius: 4px }
 @media (prefers-color-scheme: dark) { body:not([data-theme=light]) .cell_output img { background: #fff; border-radius: 4px } }
+@media (max-width: 40em) { h1 { font-size: 1.8em } h2 { font-size: 1.5em } }
 .article-container table { display: block; overflow-x: auto }
 '''
 

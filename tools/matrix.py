@@ -11,10 +11,10 @@ root = Path(__file__).resolve().parent.parent
 CHOICES = ('newest', 'oldest', 'locked')
 
 def requirements():
-    "Requirement lines of the package and of development"
+    "Requirement lines of the package, of development and of the site"
     ini = ConfigParser(delimiters=['='])
     ini.read(root/'settings.ini', encoding='utf-8')
-    return [shlex.split(ini['DEFAULT'][k]) for k in ('requirements', 'dev_requirements')]
+    return [shlex.split(ini['DEFAULT'][k]) for k in ('requirements', 'dev_requirements', 'docs_requirements')]
 
 def names(): return [re.match(r'[\w-]+', r)[0] for r in requirements()[0]]
 
@@ -31,7 +31,7 @@ def install(python, place, dependencies, log):
     "An environment with the package, in `place`; whether that worked"
     own = place/'bin/python'
     pip = ['uv', 'pip', 'install', '-q', '--python', own]
-    wanted = ['-r', root/'locks/dev.txt'] if dependencies=='locked' else [*requirements()[0], *requirements()[1]]
+    wanted = ['-r', root/'locks/dev.txt'] if dependencies=='locked' else [l for lines in requirements() for l in lines]
     how = dict(newest=['--upgrade'], oldest=['--resolution', 'lowest-direct'], locked=[])[dependencies]
     second = ['-r', root/'locks/fastcore2.txt'] if dependencies=='locked' else ['fastcore>=2']
     steps = [['uv', 'venv', '-q', '--clear', '--python', python, place], [*pip, *how, *wanted], [*pip, '--no-deps', '-e', root],
