@@ -6,7 +6,7 @@
 __all__ = ['VideoReader', 'VideoInfo', 'probe']
 
 # %% ../../nbs/data/10_video.ipynb #96b5665d
-import itertools, json, os, subprocess, sys
+import itertools, json, operator, os, subprocess, sys
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -126,6 +126,16 @@ class VideoReader:
 
     def __len__(self): return self._source.frames
     def __iter__(self): return (np.ascontiguousarray(x) for _,x in self._source.read(None))
+
+    def __getitem__(self,
+        i, # frame counted from the end where it is negative, or a slice
+    )->np.ndarray: # (height, width, 3) uint8 RGB; of a slice (T, height, width, 3)
+        "As of any sequence; `IndexError` for one frame that is not there"
+        if isinstance(i, slice): return self.get_batch(range(len(self))[i])
+        i,n = operator.index(i), len(self)
+        if not -n<=i<n:
+            raise IndexError(f'{self.path}: frame {i} was asked for, the video has {n} frames')
+        return self.get_batch([i%n])[0]
 
     def get_batch(self,
         indices, # frame indices in any order, repeats allowed: sequence, NumPy array or tensor of integers
