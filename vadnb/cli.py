@@ -68,6 +68,7 @@ def own_system_first(
     for i in at: own_system(words[i+1])
     return [w for i,w in enumerate(words) if i not in at and i-1 not in at]
 
+# %% ../nbs/70_cli.ipynb #cddecdfe
 def run(
     words, # everything after `vadnb`
 )->int: # exit code

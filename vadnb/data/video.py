@@ -6,7 +6,7 @@
 __all__ = ['VideoReader', 'VideoInfo', 'probe']
 
 # %% ../../nbs/data/10_video.ipynb #96b5665d
-import itertools, json, operator, os, subprocess, sys
+import itertools, json, os, subprocess, sys
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -127,16 +127,6 @@ class VideoReader:
     def __len__(self): return self._source.frames
     def __iter__(self): return (np.ascontiguousarray(x) for _,x in self._source.read(None))
 
-    def __getitem__(self,
-        i, # frame counted from the end where it is negative, or a slice
-    )->np.ndarray: # (height, width, 3) uint8 RGB; of a slice (T, height, width, 3)
-        "As of any sequence; `IndexError` for one frame that is not there"
-        if isinstance(i, slice): return self.get_batch(range(len(self))[i])
-        i,n = operator.index(i), len(self)
-        if not -n<=i<n:
-            raise IndexError(f'{self.path}: frame {i} was asked for, the video has {n} frames')
-        return self.get_batch([i%n])[0]
-
     def get_batch(self,
         indices, # frame indices in any order, repeats allowed: sequence, NumPy array or tensor of integers
     )->np.ndarray: # (T, height, width, 3) uint8 RGB in the order asked for
@@ -146,6 +136,17 @@ class VideoReader:
     def __repr__(self):
         shape = f'{len(self)} frames of {self.size[0]}x{self.size[1]}'
         return f'VideoReader({self.path.name!r}, {shape}, backend={self.backend!r})'
+
+# %% ../../nbs/data/10_video.ipynb #ac195ba6
+@patch
+def __getitem__(self:VideoReader,
+    i, # frame, counted from the end where it is negative; or a slice
+)->np.ndarray: # (height, width, 3) uint8 RGB; of a slice (T, height, width, 3)
+    "As of any sequence; `IndexError` for a frame that is not there"
+    try: wanted = range(len(self))[i]
+    except IndexError:
+        raise IndexError(f'{self.path}: frame {i} was asked for, the video has {len(self)} frames') from None
+    return self.get_batch(wanted) if isinstance(i, slice) else self.get_batch([wanted])[0]
 
 # %% ../../nbs/data/10_video.ipynb #8ea8c456
 @patch(as_prop=True)
@@ -301,26 +302,20 @@ class VideoInfo:
         return '| | |\n|---|---|\n'+'\n'.join(f"| {k.replace('_', ' ')} | {v} |" for k,v in show.items())
 
 # %% ../../nbs/data/10_video.ipynb #28331f3b
-def _info(
-    reader:VideoReader, # of the file or folder
-)->VideoInfo:
-    "What a reader knows, with its frames counted"
-    f,n,rate,varies = reader._source.facts,len(reader),reader._fps,False
-    problems = list(f.problems) if f else [*reader.shifts, *filter(None, [reader.mixed])]
+@patch(as_prop=True)
+def info(self:VideoReader)->VideoInfo: # problems included
+    "What is known about the file, its frames counted"
+    f,n,rate,varies = self._source.facts,len(self),self._fps,False
+    problems = list(f.problems) if f else [*self.shifts, *filter(None, [self.mixed])]
     if f is not None: rate,varies = frame_rate(f)
     if f is not None and not problems and f.duration and rate and abs(f.duration-n/rate)>max(1, .05*f.duration):
         problems.append(f'the header announces {f.duration:.2f} s, the frames last {n/rate:.2f} s')
-    return VideoInfo(path=str(reader.path), frames=n, fps=rate, size=reader.size, seconds=n/rate if rate else None,
+    return VideoInfo(path=str(self.path), frames=n, fps=rate, size=self.size, seconds=n/rate if rate else None,
                      container=f.container if f else 'folder',
-                     codec=f.codec if f else reader._source.files[0].suffix[1:].lower(),
+                     codec=f.codec if f else self._source.files[0].suffix[1:].lower(),
                      rotation=f.rotation if f else 0, variable_rate=varies, streams=f.streams if f else 1,
-                     backend=reader.backend, access='seek' if f is None or f.keys is not None else 'sequential',
+                     backend=self.backend, access='seek' if f is None or f.keys is not None else 'sequential',
                      problems=problems)
-
-@patch(as_prop=True)
-def info(self:VideoReader)->VideoInfo: # problems included
-    "What is known about the file"
-    return _info(self)
 
 # %% ../../nbs/data/10_video.ipynb #074b2748
 _probe_script = '''
@@ -339,7 +334,7 @@ def probe(
         reader = VideoReader(path, **kwargs)
         if decode and (reader._source.facts is None or reader._source.facts.keys is not None):
             for n,_ in enumerate(reader._source.read(None), 1): pass
-        return _info(reader)
+        return reader.info
     command = alone(_probe_script, path, json.dumps(dict(decode=decode, **kwargs)))
     try: r = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
