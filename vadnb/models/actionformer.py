@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZE_RULES', 'FIRST', 'RENAMED', 'OWN_NAMES', 'level_ranges', 'level_points', 'Scale', 'Neck', 'Head', 'Detections',
-           'padding_unit', 'ActionFormer', 'detector_names']
+           'padding_unit', 'ActionFormer', 'everywhere', 'detector_names']
 
 # %% ../../nbs/models/25_actionformer.ipynb #7276e421
 import math
@@ -206,15 +206,21 @@ def forward(self:ActionFormer,
     return Detections(logits, distances, level_points([m.shape[-1] for m in masks], self.grid), [m[:,0] for m in masks])
 
 # %% ../../nbs/models/25_actionformer.ipynb #6c377399
+def everywhere(
+    out:Detections, # of a batch
+)->tuple: # segments in grid positions (B, N, 2), scores (B, N, classes)
+    "Segments and scores of all places of all levels, level by level, behind the end of a video too"
+    points,distances = torch.cat(out.points), at_least_float32(torch.cat(out.distances, 2))
+    place,stride = points[:,0], points[:,3]
+    segments = torch.stack([place-distances[:,0]*stride, place+distances[:,1]*stride], -1)
+    return segments, at_least_float32(torch.cat(out.logits, 2)).sigmoid().transpose(1, 2)
+
 @patch
 def decode(self:ActionFormer,
     out:Detections, # of a batch
 )->list: # per sample: segments (N, 2) in grid positions, scores (N, classes)
     "Segments and scores of the valid places of all levels, level by level"
-    points,distances = torch.cat(out.points), at_least_float32(torch.cat(out.distances, 2))
-    place,stride = points[:,0], points[:,3]
-    segments = torch.stack([place-distances[:,0]*stride, place+distances[:,1]*stride], -1)
-    scores = at_least_float32(torch.cat(out.logits, 2)).sigmoid().transpose(1, 2)
+    segments,scores = everywhere(out)
     rows = [m.nonzero()[:,0].to(scores.device, non_blocking=True) for m in torch.cat(out.masks, 1).cpu()]
     return [(s.index_select(0, r), p.index_select(0, r)) for s,p,r in zip(segments, scores, rows)]
 

@@ -34,7 +34,7 @@ def as_tokens(
     chunks:int, # per video
 )->Tensor: # (B·chunks, t·h·w, k)
     "The way back"
-    return film.permute(0, 2, 3, 1).reshape(len(film)*chunks, -1, film.shape[1])
+    return film.permute(0, 2, 3, 1).reshape(film.shape[0]*chunks, -1, film.shape[1])
 
 # %% ../../nbs/models/23_adapters.ipynb #692a6fec
 def draw_adapter(

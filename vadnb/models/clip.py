@@ -254,20 +254,20 @@ def encode_frames(
 )->FrameFeatures: # image (N, P), dense (N or M, P, gh, gw), region (K, P); all raw, None where not asked for
     "Everything the vision side knows about some frames"
     if chunk is not None: return encode_chunks(model, frames, chunk, image, dense, boxes, frame_of_box, dense_rows, dict(head=head, reference=reference))
-    vision,res = model.clip.vision_model,{}
-    pixels = model.normalise(frames)
+    vision,res,pixels = model.clip.vision_model,{},model.normalise(frames)
     grid = (pixels.shape[-2]//model.patch_size, pixels.shape[-1]//model.patch_size)
     x = last_block_input(vision, pixels)
     if image: res['image'] = model.clip.visual_projection(class_token(vision, x))
     if dense or dense_rows is not None or boxes is not None:
         none = torch.zeros(0, dtype=torch.long)
-        rows = dense_rows if dense_rows is not None else torch.arange(len(x)) if dense else none
+        rows = dense_rows if dense_rows is not None else torch.arange(x.shape[0]) if dense else none
         of_box = none if boxes is None else frame_of_box
         # rows that the host knows are counted there, so that it need not wait for the device
-        found = torch.cat([rows.to(of_box.device), of_box]).unique(return_inverse=True)
+        every = boxes is None and dense_rows is None
+        found = (rows, rows) if every else torch.cat([rows.to(of_box.device), of_box]).unique(return_inverse=True)
         used,place = (i.to(x.device, non_blocking=True) for i in found)
         tokens = value_tokens(vision, x[used])
-        if dense or dense_rows is not None: res['dense'] = as_map(model.head(head)(tokens[place[:len(rows)]]), grid)
+        if dense or dense_rows is not None: res['dense'] = as_map(model.head(head)(tokens[place[:rows.shape[0]]]), grid)
         if boxes is not None:
             res['region'] = model.head(head)(region_features(as_map(tokens, grid), boxes, place[len(rows):], reference).to(x.dtype))
     return FrameFeatures(**res)

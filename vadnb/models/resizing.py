@@ -60,5 +60,6 @@ def image_tokens(
     table = embeddings.position_embedding.weight
     side = round((len(table)-1)**.5)
     places = torch.cat([table[None,:1], resize_table(table[None,1:], (side, side), maps.shape[-2:])], 1)
-    first = embeddings.class_embedding.expand(len(pixels), 1, -1)
+    # `len` would make an exported model one of so many images
+    first = embeddings.class_embedding.expand(pixels.shape[0], 1, -1)
     return torch.cat([first, maps.flatten(2).transpose(1, 2)], 1)+places

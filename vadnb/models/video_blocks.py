@@ -99,7 +99,8 @@ def few_at_a_time(
     size:int|None, # of a group; None: all at once
 )->Tensor: # (N, …)
     "A function of many chunks, group by group; no group keeps more than its input for the backward pass"
-    if size is None or len(x)<=size: return f(x, factors)
+    # a program is made for any number of rows, and cannot know how many pieces they would be
+    if size is None or torch.compiler.is_exporting() or len(x)<=size: return f(x, factors)
     groups = x.split(size)
     parts = [None]*len(groups) if factors is None else factors.split(size, 1)
     return torch.cat([recomputed(f, *group) for group in zip(groups, parts)])

@@ -216,7 +216,7 @@ def forward(self:VideoMAE,
 )->Tensor: # (B, dim, T/tubelet)
     "One feature for each step of time, averaged over the places"
     x = self.tokens(frames, normalized).unflatten(1, (self.frames//self.tubelet, -1)).mean(2)
-    return x.unflatten(0, (len(frames), -1)).flatten(1, 2).transpose(1, 2)
+    return x.unflatten(0, (frames.shape[0], -1)).flatten(1, 2).transpose(1, 2)
 
 # %% ../../nbs/models/24_videomae.ipynb #9929214c
 @patch
@@ -228,7 +228,7 @@ def logits(self:VideoMAE,
     if not self.num_classes:
         raise ConfigError('num_classes: is 0, this network has no classifier; set it to the classes of the checkpoint')
     x = self.head(self.fc_norm(self.tokens(frames, normalized).mean(1)))
-    return x.unflatten(0, (len(frames), -1)).mean(1)
+    return x.unflatten(0, (frames.shape[0], -1)).mean(1)
 
 @patch
 def load_reference(self:VideoMAE,
