@@ -442,11 +442,11 @@ def test_full_evaluation_is_what_the_metrics_say(build, world):
         classes = {n: n[:-8] for n in truth if truth[n].any()}
         own = {n: [(classes[n], *s) for s in data.segments[n]] for n in truth}
         names = ['Normal', *list(system.cfg.score.prompts)[1:]]
-        asked = frame_metrics(held.scores, truth, .8) | trivial_baselines(truth, seed) | frame_intervals(held.scores, truth, 20, seed) | per_class_metrics(held.scores, truth, classes, 20, seed)
+        asked = dict(alarm_threshold=.8, alarm_threshold_videos=0.) | frame_metrics(held.scores, truth, .8) | trivial_baselines(truth, seed) | frame_intervals(held.scores, truth, 20, seed) | per_class_metrics(held.scores, truth, classes, 20, seed)
         for key,way in (('map', 'corrected'), ('map_vadclip', 'vadclip')): asked |= {k.replace('map', key, 1): v for k,v in temporal_map(held.probabilities, own, names, way=way).items()}
         # what chooses the checkpoint is less
         chosen = hand_made(system, world.frames, 'valid').metrics()
-        assert chosen==frame_metrics(held.scores, truth, .8) | trivial_baselines(truth, seed)
+        assert chosen==frame_metrics(held.scores, truth, .8) | trivial_baselines(truth, seed) | dict(alarm_threshold=.8, alarm_threshold_videos=0.)
     assert found==asked
     good,bad = (np.concatenate([held.scores[n][truth[n]==y] for n in truth]) for y in (True, False))
     assert found['frame_auc']==pytest.approx((good[:,None]>bad).mean()+.5*(good[:,None]==bad).mean())
@@ -575,13 +575,14 @@ def test_where_boxes_begin_is_set_by_validation_boxes_and_used_everywhere(train,
     "Kept in the card, told by eval and predict; a card without it is one that no boxes calibrated"
     learner = train('boxes', '--data.valid_json', 'valid.json', '--train.steps', '1', '--train.evaluate_every', '1', '--score.stride', '4')
     card = find_checkpoint(learner.run, 'last')/'card.json'
-    kept = read_json(card)['calibration']['value']
+    whole = read_json(card)['calibration']['value']
+    kept = whole['cut']
     logged = learner.log.last('valid')
     assert kept['share']==logged['box_cut'] and kept['boxes']==logged['box_cut_boxes']>0 and kept['overlap']==pytest.approx(logged['box_iou'])
     changed = kept|dict(share=.2 if kept['share']>.5 else .8)
     areas = {}
     for known,says in ((kept, f"calibrated on {kept['boxes']} boxes of validation"), (changed, f"{changed['share']:.0%} of a map's range"), (None, 'half of a map\'s range on, the default: no boxes calibrated it')):
-        write_json(card, read_json(card) | dict(calibration=known and dict(step=1, value=known)))
+        write_json(card, read_json(card) | dict(calibration=known and dict(step=1, value=whole|dict(cut=known))))
         for command in (('eval',), ('predict', video, '--out', tmp_path/'out')):
             code,out,err = vadnb(*command, '--run', learner.run)
             assert code==0 and says in out, out+err
@@ -594,7 +595,7 @@ def test_where_boxes_begin_is_set_by_validation_boxes_and_used_everywhere(train,
         areas[found['box_cut']] = (x2-x1)*(y2-y1)
         shutil.rmtree(tmp_path/'out')
     assert areas[min(areas)]>=areas[max(areas)]
-    write_json(card, read_json(card) | dict(calibration=dict(step=1, value=kept|dict(share=2))))
+    write_json(card, read_json(card) | dict(calibration=dict(step=1, value=whole|dict(cut=kept|dict(share=2)))))
     assert 'card.json: box cut, share: 2 is no finite number' in refuse('predict', video, '--run', learner.run)
 
 def test_boxes_and_maps_are_free_of_the_temperature(build, video):

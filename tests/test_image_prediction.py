@@ -15,7 +15,8 @@ from vadnb.results.images import ImagePredictions, list_inputs, output_files
 from vadnb.results.saving import save_results, signed_results
 from vadnb.results.panels import Case, enlarge, panels
 from vadnb.results.sheets import case_sheet, contact_sheet
-from vadnb.results.thresholds import RATES, Calibration, Thresholds, conformal_threshold, normal_thresholds, pixel_quantiles
+from vadnb.results.conformal import conformal_threshold
+from vadnb.results.thresholds import RATES, Calibration, Thresholds, normal_thresholds, pixel_quantiles
 from vadnb.strangers import cell_text
 from vadnb.train.checkpoint import read_part, write_part
 from vadnb.report.pictures import embed

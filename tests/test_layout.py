@@ -167,7 +167,7 @@ def test_sources_name_no_machine():
 LONG_LINES = {'vadnb.losses.contrastive': 17, 'vadnb.losses.reconstruction': 12, 'vadnb.models.aggregate': 4,
               'vadnb.models.clip': 37, 'vadnb.models.clip_weights': 20, 'vadnb.models.feature_decoder': 7,
               'vadnb.models.memory_bank': 7, 'vadnb.models.uniad': 34}
-LONG_MODULES = {'vadnb.models.clip': 404, 'vadnb.models.uniad': 558}
+LONG_MODULES = {'vadnb.models.clip': 402, 'vadnb.models.uniad': 558}
 LARGE_CELLS = {'losses/32_reconstruction.ipynb': 1, 'models/20_clip.ipynb': 1,
                'models/26_uniad.ipynb': 4, 'models/27_feature_decoder.ipynb': 1}
 # The next three hold in every notebook but those of models and losses, whose turn comes when they are next changed.

@@ -61,10 +61,10 @@ def own_system_first(
 )->list: # the same without `--system MODULE`
     "A system of the user's own is there before its configuration is read; a name of ours is a key like others"
     if not any(w.split('=')[0]=='--system' for w in words): return words
+    from vadnb.systems.registry import is_own
     from vadnb.systems.registry import own_system
-    from vadnb.systems.registry import system_names
     words = [x for w in words for x in (w.split('=', 1) if w.startswith('--system=') else [w])]
-    at = [i for i,w in enumerate(words[:-1]) if w=='--system' and words[i+1] not in system_names()]
+    at = [i for i,w in enumerate(words[:-1]) if w=='--system' and is_own(words[i+1])]
     for i in at: own_system(words[i+1])
     return [w for i,w in enumerate(words) if i not in at and i-1 not in at]
 

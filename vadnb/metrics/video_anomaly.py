@@ -106,7 +106,10 @@ def _frame_metrics(
         by_top = np.argsort(top)[::-1]
         res |= dict(false_alarm_rate=float((flat[~bad[video]]>=threshold).mean()),
                     video_auc=roc_auc(*ranked_counts(top[by_top], bad[by_top])))
-    return res | dict(video_accuracy=float(((top>=threshold)==bad).mean())) | by_class
+    at = int((s>=threshold).sum())
+    hits = int(y[:at].sum())
+    res |= dict(video_accuracy=float(((top>=threshold)==bad).mean()), frame_f1=2*hits/(at+int(y.sum())))
+    return res | by_class
 
 # %% ../../nbs/metrics/40_video_anomaly.ipynb #2ff7174f
 def frame_metrics(
@@ -151,4 +154,6 @@ def trivial_baselines(
         for scorer,scores in trivial_scores(truth, seed).items():
             m = frame_metrics(scores, truth)
             res |= {f'baseline/{k}/{scorer}': m[k] for k in keys if k in m}
-    return res
+    # an alarm in every frame finds all
+    share = float(np.concatenate([*truth.values()]).mean())
+    return res | {'baseline/frame_f1/every_frame': 2*share/(1+share)}

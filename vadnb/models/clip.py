@@ -25,8 +25,7 @@ from .clip_vision import class_token
 from .clip_vision import last_block_input
 from .clip_vision import value_tokens
 from .clip_weights import clip_shape, common_names, copy_weights, stretch_positions
-from .weights import read_weights
-from .weights import weights_file
+from .weights import hub_copy, read_weights, weights_file
 
 # %% ../../nbs/models/20_clip.ipynb #8e0ca344
 def _size(width, layers, heads, patch, image, text_width, text_layers, text_heads, projection):
@@ -369,12 +368,12 @@ def folder_size(
 
 # %% ../../nbs/models/20_clip.ipynb #e88cfc87
 def weights_size(
-    path, # local file or folder in a layout of `clip_weights.LAYOUTS`
+    path, # local file or folder in a layout of `clip_weights.LAYOUTS`, or a name on the hub that was downloaded before
     size=None, # a name in `SIZES`, or a dict as `transformers.CLIPConfig`; default: what folder or shapes say
     activation:str|None=None, # quick_gelu | gelu; default: what the folder says, else quick_gelu with a warning
 )->dict: # shaped like `transformers.CLIPConfig`
     "The architecture of local weights, by their description; tensors are looked at only where nothing describes them"
-    path = Path(path)
+    path = hub_copy(path) or Path(path)
     if not path.exists(): raise CheckpointError(f'{path}: no such model folder or file; '
                                                 'weights are read from local folders and files only')
     if activation not in (None, 'quick_gelu', 'gelu'): raise ConfigError(f"activation: '{activation}' is unknown; "
@@ -398,7 +397,6 @@ def clip_from_folder(
     **kwargs, # `hard_negative`, `long_text`
 )->CLIP: # a model with these weights
     "A CLIP from a local folder as the Hugging Face hub has it, with its configuration"
-    folder = Path(folder)
-    if not folder.is_dir(): raise CheckpointError(f'{folder}: no such model folder; weights are read from local folders only')
+    if not (folder := Path(folder)).is_dir(): raise CheckpointError(f'{folder}: no such model folder; weights are read from local folders only')
     read_json(folder/'config.json', CheckpointError) # without it heads and activation would be a guess
     return cls.from_weights(folder, **kwargs)

@@ -20,6 +20,7 @@ from ..core import read_text
 from ..core import unwritten
 from ..core import write_atomic
 from ..core import write_json
+from .weights import hub_copy
 from ..strangers import shown
 
 # %% ../../nbs/models/37_qwen_folder.ipynb #bcc8f524
@@ -29,10 +30,8 @@ def local_folder(
     "Where a model lies on this machine. Raises `CheckpointError`; nothing is ever downloaded"
     path = Path(name)
     if path.is_dir(): return path
+    if found := hub_copy(name): return found
     if not path.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)):
-        from transformers.utils import cached_file
-        with contextlib.suppress(OSError):
-            return Path(cached_file(str(name), 'config.json', local_files_only=True)).parent
         raise CheckpointError(f'{name}: neither a folder nor in the Hugging Face cache of this machine; download it '
                               'first '
                               f'(hf download {name}), or give the folder it lies in')

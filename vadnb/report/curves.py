@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_TICKS', 'PANEL_TITLES', 'columns', 'Panel', 'panel_order', 'own_panels', 'panels', 'events', 'draw_events',
-           'wide', 'panel_axes', 'legend', 'draw_panel', 'pick_panels', 'says', 'curves', 'describe', 'reading_aid',
-           'most_telling', 'alone', 'curves_section']
+           'wide', 'panel_axes', 'legend', 'draw_panel', 'pick_panels', 'says', 'curves', 'with_parts', 'still',
+           'describe', 'reading_aid', 'most_telling', 'alone', 'curves_section']
 
 # %% ../../nbs/report/03_curves.ipynb #e731c239
 import math
@@ -198,7 +198,7 @@ def draw_panel(
     if label: ax.set_xlabel('step', labelpad=1)
     set_title(ax, words(PANEL_TITLES.get(panel.key, panel.key)), 34, ' (log scale)' if wide(panel) else '')
     mine = [s for s in panel.series if s.role in ('train', 'valid')]
-    if len(mine)==1: ax.set_title(short(float(mine[0].values[-1])), loc='right', fontsize=8, color=MUTED)
+    if len(mine)==1 or mine and mine[0].name=='total': ax.set_title(short(float(mine[0].values[-1])), loc='right', fontsize=8, color=MUTED)
     if lines: legend(ax, lines)
     return ax
 
@@ -250,6 +250,25 @@ def curves(
     if note: fig.supxlabel('     '.join(note), fontsize=7.5, color=MUTED, parse_math=False)
     return fig
 
+# %% ../../nbs/report/03_curves.ipynb #654d8659
+def with_parts(
+    found:list, # of Panel
+)->list: # of Panel
+    "The loss and its parts as one panel, where nothing else is drawn with them"
+    parts = [p for p in found if p.key.split('/')[0]=='loss' and [s.role for s in p.series]==['train']]
+    keys = {p.key for p in parts}
+    if len(keys)<2 or 'loss' not in keys: return found
+    def named(p): return Series('total' if p.key=='loss' else p.key[5:], p.series[0].steps, p.series[0].values)
+    whole = {'loss': Panel('loss', [named(p) for p in parts])}
+    return [whole.get(p.key, p) for p in found if p.key=='loss' or p.key not in keys]
+
+def still(
+    panel:Panel, # one question
+)->bool: # whether its curve would be a level line
+    "A number that never changed, and is neither the loss nor what chose the checkpoint"
+    values = np.concatenate([s.values for s in panel.series if s.role in ('train', 'valid')] or [np.zeros(0)])
+    return len(values)>1 and bool((values==values[0]).all()) and panel.best is None and panel.key!='loss'
+
 # %% ../../nbs/report/03_curves.ipynb #e8f797ff
 def describe(
     panel:Panel, # what is drawn
@@ -298,6 +317,7 @@ def alone(
     together = {key for own in families(rows).values() for key in own.values()}
     return [p for p in found if p.key not in together]
 
+# %% ../../nbs/report/03_curves.ipynb #af7b68cb
 def curves_section(
     run:Run, # a run
     other:Run=None, # one to compare with
@@ -306,13 +326,15 @@ def curves_section(
     "Curves of everything that was logged"
     found = alone(panels(run.rows, other.rows if other else None, other.name if other else ''), run.rows)
     if not found: return section('curves', 'Curves', tag('p', 'No loss and no metric was logged.'))
-    marks,figures = events(run.rows), []
-    found,rest = most_telling(found, most)
+    marks,figures,level = events(run.rows), [], [p for p in found if still(p)]
+    found,rest = most_telling([p for p in with_parts(found) if not still(p)] or found, most)
     for i,panel in enumerate(found):
         fig = new_figure(3.5, 2.15)
         draw_panel(fig.subplots(), panel, marks)
         figures.append(tag('figure', Html(inline_svg(fig, f'c{i}', describe(panel)))))
     aid = reading_aid(found, marks, other)
     left = tag('p', f'Not drawn: {", ".join(words(p.key) for p in rest[:200])}.', class_='small')
+    same = ', '.join(f'{words(p.key)} {short(float(p.series[0].values[0]))}' for p in level[:200])
+    same = tag('p', f'The same at every step: {same}.', class_='small') if level else None
     return section('curves', 'Curves', tag('p', aid, class_='small') if aid else None,
-                   tag('div', figures, class_='panels'), left if rest else None)
+                   tag('div', figures, class_='panels'), same, left if rest else None)

@@ -48,11 +48,14 @@ def sections(
     other:Run=None, # one to compare with
 )->list: # of (name, section), in the order of a reader's questions
     "What a report holds"
-    found = [('health', health_section(run)), ('metrics', metrics_section(run)), ('test data', tested_section(run)),
-             ('by threshold', families_section(run, other)), ('mistakes', mistakes_section(run)),
-             ('curves', curves_section(run, other)),
+    health = [('health', health_section(run))]
+    # what is wrong has to be read before any figure; that all is well can wait
+    grave = any(f.get('severity') in ('fault', 'warning') for f in findings(run))
+    found = [*health*grave, ('test data', tested_section(run)), ('curves', curves_section(run, other)),
              ('comparison', comparison_section(run, other) if other else None),
-             ('pictures', pictures_section(run)), ('predictions', predictions_section(run)),
+             ('predictions', predictions_section(run)), ('pictures', pictures_section(run)),
+             ('by threshold', families_section(run, other)), ('mistakes', mistakes_section(run)),
+             ('validation', metrics_section(run)), *health*(not grave),
              ('parameter groups', groups_section(run)), ('skipped samples', skipped_section(run)),
              ('configuration', config_section(run, other)), ('run it again', rerun_section(run))]
     return [(name, part) for name,part in found if part]

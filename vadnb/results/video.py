@@ -27,6 +27,7 @@ from .overlay import map_range
 from .overlay import painted_frame
 from .overlay import shown_range
 from .segment_threshold import as_plain
+from .video_threshold import alarm_words
 from .video_answer import above_frames
 from .video_answer import rounded
 from .video_answer import without_frames
@@ -83,11 +84,18 @@ def box_words(self:VideoPrediction)->str: # a sentence without full stop
     return self.cut.says() if self.cut else cut_words(box_share(None), 0)
 
 @patch
+def alarm_words(self:VideoPrediction)->str: # a sentence without full stop
+    "Where segments begin, and who set that"
+    return self.alarm.says() if self.alarm else alarm_words(self.threshold, 0)
+
+# %% ../../nbs/results/10_video.ipynb #1e9287df
+@patch
 def as_json(self:VideoPrediction)->dict: # plain values
     "The prediction as `<stem>.json` holds it, rounded to six digits"
     def row(s): return rounded(s | dict(box=self.box_at(s['peak_frame'])))
     return dict(name=self.name, fps=self.fps, frames=len(self), threshold=self.threshold, classes=self.classes,
                 segments=[row(s) for s in self.segments()], most_anomalous=[row(s) for s in self.most_anomalous()],
+                alarm=dict(says=self.alarm_words(), **rounded(as_plain(self.alarm) or {})),
                 box_cut=None if self.heat is None else dict(says=self.box_words(), **rounded(as_plain(self.cut) or {})),
                 scores=[round(s, 6) for s in self.scores.tolist()])
 
@@ -149,4 +157,5 @@ def summary(self:VideoPrediction)->list: # lines of text
     first = (f'{self.path}: {len(self)} frames, highest score {self.scores.max():.3f}, {len(above)} segments from '
              f"{self.threshold:g} on{'' if above else '; the most anomalous:'}")
     return [first, *(f"  {s['seconds'][0]:8.2f} s to {s['seconds'][1]:8.2f} s  {s['label']}  {s['peak']:.3f}"
-                     for s in above or self.most_anomalous(3)), *['  '+self.box_words()]*(self.heat is not None)]
+                     for s in above or self.most_anomalous(3)), '  '+self.alarm_words(),
+            *['  '+self.box_words()]*(self.heat is not None)]

@@ -12,6 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import DataError
 from .box_cut import BoxCut
+from .video_threshold import VideoThreshold
 from .box_cut import box_share
 from .layers import Boxes
 from .layers import Classes
@@ -41,6 +42,7 @@ class VideoPrediction(VideoAnswer):
     scores:np.ndarray|None = None # anomaly score per source frame, (n_frames,); None is 1-p(normal)
     source:dict|None = None # who says it: system, run, checkpoint; None: unknown
     cut:BoxCut|None = None # from which share of a map's range on a cell belongs to its box; None: half
+    alarm:VideoThreshold|None = None # who set the threshold; None: nobody but a person or a default
 
     heads,shows = ('from', 'to', 'class', 'peak', 'mean'), 'anomaly score'
     def __post_init__(self):

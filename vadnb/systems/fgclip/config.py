@@ -141,7 +141,8 @@ SCORE_RULES = [
     *at_least(0, 'resamples'),
     *at_least(1, 'stride chunk smooth'),
     ('smooth', lambda s: s.smooth%2==1, 'an odd number of frames'),
-    ('threshold', lambda s: 0<=s.threshold<=1, 'between 0 and 1'),
+    ('threshold', lambda s: s.threshold is None or 0<=s.threshold<=1, 'between 0 and 1, or null'),
+    ('false_alarm_rate', lambda s: 0<s.false_alarm_rate<1, 'above 0 and below 1'),
     ('folder_fps', lambda s: s.folder_fps is None or s.folder_fps>0, 'above 0, or null'),
     ('prompts', lambda s: 'normal' in s.prompts and len(s.prompts)>1,
         "a mapping with the class 'normal' and at least one other"),
@@ -161,7 +162,8 @@ class ScoreConfig:
     stride:int = 8 # prediction looks at every n-th frame and repeats scores in between
     chunk:int = 64 # frames in memory at once
     folder_fps:float|None = None # frames per second of a folder of pictures, which does not say
-    threshold:float = 0.5 # a frame at or above it is reported, and counts as a false alarm in a normal video
+    threshold:float|None = None # from which a frame raises an alarm; null: set by normal validation videos, else 0.5
+    false_alarm_rate:float = 0.1 # share of normal videos that may raise an alarm
     resamples:int = 1000 # bootstrap draws behind the intervals of `vadnb eval`; 0 leaves them out
 
     def __post_init__(self): check_rules(self, SCORE_RULES, 'score')
@@ -201,7 +203,7 @@ READ_WHEN = [ # see `vadnb.switches`
     ('data.event_share', 'data.sampling', ['event']),
     ('data.valid_frames', 'data.valid_json data.valid_annotation data.test_json data.test_annotation', 'set'),
     ('loss.global_frames', 'loss.global_weight loss.quiet_weight', 'set'),
-    ('bank.warmup', 'bank.regions bank.clips', 'set'),
+    ('bank.warmup', 'bank.regions bank.clips', 'set'), ('score.false_alarm_rate', 'score.threshold', 'null'),
 ]
 
 # %% ../../../nbs/systems/fgclip/00_config.ipynb #aed70d74

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEMO', 'CONVERTERS', 'PREDICT_OPTIONS', 'METRIC_TABLES', 'TOLD', 'MEMORY', 'SCORER', 'make_street', 'new_file',
            'skeleton', 'write_segments', 'ucf_annotation', 'xd_annotation', 'ucf_boxes', 'check_prompts',
-           'read_prompts', 'prompt_words', 'class_rows', 'box_rows', 'frame_scorer']
+           'read_prompts', 'prompt_words', 'class_rows', 'box_rows', 'alarm_rows', 'frame_scorer']
 
 # %% ../../../nbs/systems/fgclip/09_offers.ipynb #d1943ca6
 import json
@@ -15,6 +15,7 @@ from ...core import DataError
 from ...core import read_yaml
 from ...strangers import shown
 from ...results.box_cut import cut_words
+from ...plots import short
 from ...results.tables import aligned
 from ..registry import Demo
 
@@ -158,8 +159,17 @@ def box_rows(
     return [*(aligned(rows) if names else []), cut_words(metrics['box_cut'], metrics['box_cut_boxes'])]
 
 # %% ../../../nbs/systems/fgclip/09_offers.ipynb #c0bae1d2
-METRIC_TABLES = [class_rows, box_rows]
-TOLD = r'box_cut(_boxes)?|box_ap/0\.\d' # by `box_rows`
+def alarm_rows(
+    metrics:dict, # 'alarm_threshold' and 'alarm_threshold_videos'
+)->list: # lines
+    "From where on a frame raises an alarm"
+    if 'alarm_threshold' not in metrics: return []
+    n = metrics['alarm_threshold_videos']
+    by = f'set by {n:.0f} normal videos of validation' if n else 'as set: no normal videos calibrated it'
+    return [f"alarm from {short(metrics['alarm_threshold'])} on, {by}"]
+
+METRIC_TABLES = [class_rows, alarm_rows, box_rows]
+TOLD = r'alarm_threshold(_videos)?|box_cut(_boxes)?|box_ap/0\.\d' # by `alarm_rows` and `box_rows`
 MEMORY = "'data.frames'" # what to lower beside the batch
 
 # %% ../../../nbs/systems/fgclip/09_offers.ipynb #0e97161d

@@ -14,7 +14,8 @@ from ...core import ConfigError
 from ...data.picture_numbers import warn_of_numbers
 from ...data.sampling import uniform_indices
 from ...data.video import VideoReader
-from ...results.box_cut import BoxCut
+from ...results.video_threshold import VideoCalibration
+from ...results.video_threshold import alarm_from
 from ...results.video import VideoPrediction
 from .scores import anomaly_scores
 from .scores import to_all_frames
@@ -58,7 +59,7 @@ def predict_video(
     compare, # `PromptScores`
     score, # `ScoreConfig`
     size:tuple, # (h, w) of the model
-    cut:BoxCut|None=None, # from which share of a map's range on a cell belongs to its box; None: half
+    known=VideoCalibration(), # what validation videos said of the alarm and of boxes
 )->VideoPrediction:
     "Score every frame of one video; raises `VideoError` where it cannot be read"
     reader = open_video(path, score.folder_fps)
@@ -70,5 +71,6 @@ def predict_video(
     probabilities,heat = map(np.concatenate, zip(*map(kept, frame_chunks(reader, index, tuple(size), score.chunk))))
     probabilities = to_all_frames(probabilities, index, len(reader))
     scores = anomaly_scores(probabilities[:,list(score.prompts).index('normal')], score.smooth)
-    return VideoPrediction(Path(path).name, str(path), float(reader.fps), list(score.prompts), probabilities,
-                           score.threshold, heat=heat, heat_frames=index, scores=scores, cut=cut)
+    at,alarm = alarm_from(score.threshold, known.alarm), known.alarm if score.threshold is None else None
+    return VideoPrediction(Path(path).name, str(path), float(reader.fps), list(score.prompts), probabilities, at,
+                           heat=heat, heat_frames=index, scores=scores, cut=known.cut, alarm=alarm)

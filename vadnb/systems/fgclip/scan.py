@@ -23,11 +23,13 @@ from ...metrics.video_anomaly import frame_metrics
 from ...metrics.video_anomaly import trivial_baselines
 from ...models.aggregate import grouped_mean
 from ...models.aggregate import unit
-from ...results.box_cut import as_box_cut
 from ...results.box_cut import best_cut
 from ...results.box_cut import box_share
 from ...results.localization import heat_boxes
-from ...results.segment_threshold import as_plain
+from ...results.video_threshold import VideoCalibration
+from ...results.video_threshold import alarm_from
+from ...results.video_threshold import as_video_calibration
+from ...results.video_threshold import normal_threshold
 from .data import class_of
 from .scores import anomaly_scores
 from .scores import to_all_frames
@@ -45,10 +47,10 @@ class FrameScan(Scan):
         score, # `ScoreConfig`
         seed:int, # of baselines and bootstrap draws
         split:str='valid', # of which boxes set the cut, see `best_cut`; 'test': metrics hold classes and intervals, too
-        stored=None, # calibration of the model, for a split that sets none
+        stored=None, # plain calibration of the model, for a split that sets none
     ):
         self.compare,self.videos,self.score,self.seed = compare,videos,score,seed
-        self.split,self.stored = split,stored
+        self.split,self.stored = split,as_video_calibration(stored)
         self.probabilities = {} # class probabilities of every source frame, (n_frames, C)
         self.scores = {} # anomaly scores, (n_frames,)
         self.truth = {} # True where something is wrong, (n_frames,)
@@ -135,14 +137,28 @@ def annotated(self:FrameScan):
 def box_cut(self:FrameScan):
     "The `BoxCut` that holds for this scan, or None: of validation videos their own, of others that of the checkpoint"
     own = self.annotated() if self.split=='valid' else None
-    return best_cut(*own) if own else as_box_cut(self.stored)
+    return best_cut(*own) if own else self.stored.cut
+
+# %% ../../../nbs/systems/fgclip/04_scan.ipynb #f9db836a
+@patch
+def alarm(self:FrameScan):
+    "The `VideoThreshold` that normal videos set, or None: those of a validation set, of others that of the checkpoint"
+    if self.split!='valid': return self.stored.alarm
+    normal = [s for k,s in self.scores.items() if not self.truth[k].any()]
+    return normal_threshold(normal, self.score.false_alarm_rate)
+
+@patch
+def threshold(self:FrameScan)->float: # from which a frame raises an alarm
+    "What holds: the setting, else what normal videos set, else the default"
+    return alarm_from(self.score.threshold, self.alarm())
 
 # %% ../../../nbs/systems/fgclip/04_scan.ipynb #5eae1413
 @patch
 def calibration(self:FrameScan):
-    "What the boxes of validation videos say of the cut; None of other splits"
-    return as_plain(self.box_cut()) if self.split=='valid' and self.annotated() else None
+    "What validation videos say of the alarm and of boxes; None of other splits"
+    return VideoCalibration(self.alarm(), self.box_cut()).plain() if self.split=='valid' else None
 
+# %% ../../../nbs/systems/fgclip/04_scan.ipynb #667a0fe9
 @patch
 def box_results(self:FrameScan):
     "Overlap with annotated boxes, with and without the alarm, and average precision; nothing where there are none"
@@ -156,7 +172,7 @@ def box_results(self:FrameScan):
     rows = {k: at for k,(at,_) in self.truth_boxes.items()}
     res = box_tiou({k: found[k][0][at] for k,at in rows.items()},
                    {k: (np.arange(len(b)), b) for k,(_,b) in self.truth_boxes.items()},
-                   {k: self.box_scores[k][at] for k,at in rows.items()}, self.score.threshold, prior=prior)
+                   {k: self.box_scores[k][at] for k,at in rows.items()}, self.threshold(), prior=prior)
     each = self.box_precision({k: v for k,(v,_) in found.items()}, {k: v for k,(_,v) in found.items()}, prior)
     return res | each | dict(box_cut=box_share(cut), box_cut_boxes=float(cut.boxes if cut else 0))
 
@@ -184,7 +200,9 @@ def box_precision(self:FrameScan,
 @patch
 def frame_results(self:FrameScan):
     "Frame metrics beside their trivial baselines"
-    return frame_metrics(self.scores, self.truth, self.score.threshold) | trivial_baselines(self.truth, self.seed)
+    at,set_by = self.threshold(), None if self.score.threshold is not None else self.alarm()
+    says = dict(alarm_threshold=at, alarm_threshold_videos=float(set_by.videos if set_by else 0))
+    return frame_metrics(self.scores, self.truth, at) | trivial_baselines(self.truth, self.seed) | says
 
 @patch
 def pair_results(self:FrameScan):

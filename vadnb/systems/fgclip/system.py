@@ -30,7 +30,7 @@ from ...models.clip import clip_config
 from ...models.clip_tokens import clip_tokenizer
 from ...models.clip import weights_size
 from ...models.memory_bank import MemoryBank
-from ...results.box_cut import as_box_cut
+from ...results.video_threshold import as_video_calibration
 from .checks import contrastive_checks
 from .features import Contrast
 from .features import Look
@@ -123,7 +123,7 @@ class FGCLIP(System):
     def banks(self): return dict(self.memory.items())
     def checks(self): return contrastive_checks()
     def facts(self): return dict(architecture=self.clip.architecture)
-    def check_calibration(self): as_box_cut(self.calibration)
+    def check_calibration(self): as_video_calibration(self.calibration)
     def gradient_checkpointing(self): self.clip.checkpoint_gradients()
     def load_reference(self, weights): return self.clip.load_reference(weights)
 
@@ -294,10 +294,10 @@ def predict(self:FGCLIP,
     mine=list, # picks from the list of its videos those that are wanted
 ): # generator
     "→ a `VideoPrediction` for each video, and for one that is damaged its `DataError`"
-    compare,cut = self.prompts(), as_box_cut(self.calibration)
+    compare,known = self.prompts(), as_video_calibration(self.calibration)
     def look(frames): return next(self.look(dict(frames=frames[None])).clips).frames
     for path in mine(videos_of(source)):
-        try: found = predict_video(path, look, compare, self.cfg.score, self.cfg.data.size, cut)
+        try: found = predict_video(path, look, compare, self.cfg.score, self.cfg.data.size, known)
         except DataError as e: found = e
         yield found
 
