@@ -198,7 +198,8 @@ def draw_panel(
     if label: ax.set_xlabel('step', labelpad=1)
     set_title(ax, words(PANEL_TITLES.get(panel.key, panel.key)), 34, ' (log scale)' if wide(panel) else '')
     mine = [s for s in panel.series if s.role in ('train', 'valid')]
-    if len(mine)==1 or mine and mine[0].name=='total': ax.set_title(short(float(mine[0].values[-1])), loc='right', fontsize=8, color=MUTED)
+    total = len(mine)==1 or mine and mine[0].name=='total'
+    if total: ax.set_title(short(float(mine[0].values[-1])), loc='right', fontsize=8, color=MUTED)
     if lines: legend(ax, lines)
     return ax
 
