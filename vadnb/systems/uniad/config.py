@@ -76,7 +76,7 @@ class ModelConfig:
     jitter_scale:float = 20. # noise on tokens while training; 0: none
     jitter_prob:float = 1. # share of batches with noise
 
-# %% ../../../nbs/systems/uniad/00_config.ipynb #79447dbf
+# %% ../../../nbs/systems/uniad/00_config.ipynb #255a63cf
 HEADS = dict(reconstruction=dict(strides=[2, 4, 8, 16], outstride=16), memory=dict(strides=[8, 16], outstride=8))
 
 def settled(
@@ -111,7 +111,7 @@ class ScoreConfig:
 def is_memory(c): return c.model.head=='memory'
 def is_pair(v): return len(v)==2 and min(v)>0
 
-# %% ../../../nbs/systems/uniad/00_config.ipynb #06753281
+# %% ../../../nbs/systems/uniad/00_config.ipynb #685f1bb3
 def is_feasible(c): # whether attention can look at all pairs of tokens: with 16,384, a mask has 268 million places
     size,stride = c.data.size, c.model.outstride
     return not is_input_size(size) or stride<1 or size[0]//stride*(size[1]//stride)<=16384
@@ -180,7 +180,6 @@ BY_GRADIENT = ('model.start model.hidden_dim model.nhead model.num_encoder_layer
 
 READ_WHEN = [ # see `vadnb.switches`
     (BY_GRADIENT, 'model.head', ['reconstruction']),
-    ('model.memory_share model.memory_neighbours', 'model.head', ['memory']),
     ('model.strides', 'model.layers', [None]),
     ('data.hold_out', 'data.protocol', ['held_out']),
     ('data.cache_gb data.cache_dtype', 'data.cache', ['auto', 'memory', 'disk']),

@@ -97,8 +97,8 @@ def sources(self:UniADData):
     source = root/d.train
     if not source.exists() and not d.test:
         raise DataError(f"{source}: no such list of images; name one with --data.train: JSON lines, VisA's table, "
-                        "Real-IAD's JSON, an MVTec tree ('.' when data_root is one), a folder that holds `good`, or one of "
-                        'good images')
+                        "Real-IAD's JSON, an MVTec tree ('.' when data_root is one), a folder that holds `good`, or "
+                        'one of good images')
     # JSON lines hold one half only
     halves = source.is_dir() or source.suffix.lower()=='.csv' or is_real_iad(source)
     return source, root/d.test if d.test else source if halves else None

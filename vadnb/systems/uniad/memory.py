@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MemorySystem']
 
-# %% ../../../nbs/systems/uniad/11_memory.ipynb #e036a6b0
+# %% ../../../nbs/systems/uniad/11_memory.ipynb #8905c729
 import torch
 from fastcore.basics import patch
 from ...core import ConfigError
@@ -18,7 +18,7 @@ from .checks import UnmaskedCheck
 from .facts import learned_rows
 from .system import UniADSystem
 
-# %% ../../../nbs/systems/uniad/11_memory.ipynb #89b7f35e
+# %% ../../../nbs/systems/uniad/11_memory.ipynb #ce6c9417
 class MemorySystem(UniADSystem):
     "Frozen backbone and neck, and a memory of good tokens for each class; `fill` is its training"
     by_gradient = False
@@ -27,8 +27,8 @@ class MemorySystem(UniADSystem):
         rows = learned_rows(facts, m.memory_neighbours)
         return MemoryHead(len(self.classes or ['']), sum(self.backbone.channels), m.memory_neighbours, rows)
 
-    def facts(self):
-        return super().facts() | dict(memory=dict(rows=len(self.head.tokens), neighbours=self.head.neighbours))
+    def make_memory(self, facts): return None
+    def facts(self): return super().facts() | self.memory_facts(self.head)
     def groups(self): return []
     def checks(self): return [BackboneCheck(), ProtocolCheck(), UnmaskedCheck()]
     def graph(self): return None
@@ -41,7 +41,7 @@ class MemorySystem(UniADSystem):
         return (f'a memory of {m.memory_share:.2g} of the {grid} tokens of each good image, class by class; distance '
                 f"to the nearest {f'{near} of them' if near>1 else 'one'}")
 
-# %% ../../../nbs/systems/uniad/11_memory.ipynb #dafbfaa2
+# %% ../../../nbs/systems/uniad/11_memory.ipynb #353e340c
 @patch
 def fill(self:MemorySystem, batches):
     "Remember the tokens of good images, class by class"
@@ -64,7 +64,7 @@ def numbers(self:MemorySystem,
                         '--score.of_class')
     return [self.classes.index(n) for n in names]
 
-# %% ../../../nbs/systems/uniad/11_memory.ipynb #f98236cc
+# %% ../../../nbs/systems/uniad/11_memory.ipynb #c84befd2
 @patch
 @torch.no_grad()
 def look(self:MemorySystem,

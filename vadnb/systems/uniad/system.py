@@ -33,6 +33,8 @@ from .backbone import fed_features
 from .backbone import feature_key
 from .backbone import load_pretrained
 from .backbone import without_images
+from .beside import memory_beside
+from .beside import stored_memory
 from .checks import BackboneCheck
 from .checks import CopyingCheck
 from .checks import ProtocolCheck
@@ -70,14 +72,17 @@ class UniADSystem(System):
         self.averaged = learned_average(facts, averaged_strides(cfg, self.backbone.strides))
         self.neck = MFCN(self.backbone.strides, m.outstride)
         self.head = self.make_head(facts)
+        self.memory = self.make_memory(facts) # what a memory of the same features says, or None
         self.criterion = Criterion(cfg.loss.criterion)
         for k in ('mean', 'std'):
             self.register_buffer(k, 255*torch.tensor(getattr(self.backbone, k))[:,None,None], persistent=False)
         self.digest = None # of the pretrained backbone, read once: it never changes
         self.unused_weights = [] # names of a checkpoint that training starts from
 
+    def make_memory(self, facts): return stored_memory(self, facts)
     def facts(self):
-        return dict(backbone=self.cfg.model.backbone) | (dict(averaged=[*self.averaged]) if self.averaged else {})
+        averaged = dict(averaged=[*self.averaged]) if self.averaged else {}
+        return dict(backbone=self.cfg.model.backbone) | averaged | self.memory_facts(self.memory)
     def check_calibration(self): self.calibration is None or as_calibration(self.calibration)
     def scan(self, data, split):
         return ImageScan(self.cfg, data.split(split), split, self.classes, self.calibration)
@@ -86,7 +91,7 @@ class UniADSystem(System):
     def image_score(self, map): return image_score(map, self.cfg) # of a map, (h, w)
     def graph(self): return Map(self.head), (torch.zeros(1, sum(self.backbone.channels), *self.head.feature_size),)
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #fe3f76a9
+# %% ../../../nbs/systems/uniad/04_system.ipynb #33555f50
 @patch
 def make_head(self:UniADSystem, facts):
     "The network that is learned, its first values drawn"
@@ -98,6 +103,12 @@ class Map(nn.Module):
     "The head alone, from features to map: what TensorBoard draws"
     def __init__(self, head): super().__init__(); self.head = head
     def forward(self, feature): return self.head(feature)['pred']
+
+# %% ../../../nbs/systems/uniad/04_system.ipynb #861597c4
+@patch
+def memory_facts(self:UniADSystem, memory)->dict: # of a `MemoryHead`, or None
+    "What a card says of a memory, so that it can be read again"
+    return {} if memory is None else dict(memory=dict(rows=len(memory.tokens), neighbours=memory.neighbours))
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #bd4b14b0
 @patch
@@ -140,8 +151,9 @@ def is_frozen(self:UniADSystem): return self.cfg.model.pretrained and not self.c
 # %% ../../../nbs/systems/uniad/04_system.ipynb #00b0afd4
 @patch
 def parts(self:UniADSystem):
-    "The head, and a backbone that could not be had again"
-    return dict(head=self.head) if self.is_frozen() else dict(head=self.head, backbone=self.backbone)
+    "The head, the memory beside it, and a backbone that could not be had again"
+    held = dict(head=self.head, memory=self.memory, backbone=None if self.is_frozen() else self.backbone)
+    return {name: part for name,part in held.items() if part is not None}
 
 @patch
 def provenance(self:UniADSystem):
@@ -207,6 +219,7 @@ def feed(self:UniADSystem, data, fresh):
     fed = fed_features(data, lambda items, what, beside: without_images(items, what, self.cfg, self.encode,
                                                                                   key, beside))
     if fresh and fits_data(self.cfg): self.start_from_data(fed.split('train'))
+    if fresh and self.by_gradient: self.memory = memory_beside(self, fed.split('train'))
     return fed
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #bccd6ce5
@@ -214,12 +227,16 @@ def feed(self:UniADSystem, data, fresh):
 @torch.no_grad()
 def look(self:UniADSystem,
     batch, # dict of images or their features
-)->dict: # distance and length per token, (B, h, w), and mean feature, (B, C); float32 on the CPU each
+)->dict: # distance and length per token, (B, h, w), mean feature, (B, C), perhaps the memory's distance; on the CPU
     "How far each token is off"
-    out = self.head(self.features(batch))
+    x = self.features(batch)
+    out = self.head(x)
     off = dict(distance=out['feature_rec']-out['feature_align'], length=out['feature_align'])
     means = out['feature_align'].float().mean((2, 3))
-    return {k: x.float().norm(dim=1).cpu() for k,x in off.items()} | dict(feature=means.cpu())
+    res = {k: x.float().norm(dim=1).cpu() for k,x in off.items()} | dict(feature=means.cpu())
+    # what is predicted has no label, and nothing is measured beside it
+    if self.memory is None or 'label' not in batch: return res
+    return res | dict(memory=self.memory(x.float(), [self.classes.index(n) for n in batch['class_name']]).cpu())
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #289979aa
 @patch
@@ -286,7 +303,7 @@ def predict_some(self:UniADSystem,
                                judged_by(thresholds, cls), cls=cls, class_by=by)
     return [r if isinstance(r, DataError) else one(*i, r[1]) for i,r in zip(inputs, read)]
 
-# %% ../../../nbs/systems/uniad/04_system.ipynb #c525f104
+# %% ../../../nbs/systems/uniad/04_system.ipynb #816f53bc
 @patch
 @torch.no_grad()
 def judge(self:UniADSystem,
