@@ -428,12 +428,12 @@ def test_everything_trainable_is_trained_and_kept(trained, world, tmp_path):
     assert len(optimized)==len(own) and {id(p) for p in optimized}=={id(system.get_parameter(k)) for k in own}
     # each of them has moved, and lies in the checkpoint as it is
     start = load_config('uniad_demo', words(world, tmp_path, 'x')).build
-    held = parts(find_checkpoint(learner.run), 'head', 'backbone')
+    held = parts(find_checkpoint(learner.run), 'head', 'backbone', 'memory')
     torch.manual_seed(0); before = start().state_dict()
     assert [k for k in own if torch.equal(held[k], before[k])]==[]
     assert all(torch.equal(held[k], v) for k,v in system.state_dict().items()) and held.keys()==system.state_dict().keys()
     # random weights are kept, because nothing could bring them back; the backbone is that of the start
-    assert {k.split('.')[0] for k in held}=={'head', 'backbone'}
+    assert {k.split('.')[0] for k in held}=={'head', 'backbone', 'memory'}
     torch.manual_seed(1)
     again,_ = load_run(learner.run)
     assert not again.training and all(torch.equal(held[k], v) for k,v in again.state_dict().items()) and again.backbone.digest()==system.backbone.digest()
@@ -448,7 +448,7 @@ def test_pretrained_weights_are_not_kept(world, tmp_path):
     some = ('--model.pretrained', 'true', '--model.backbone_weights', weights_file(tmp_path/'a.safetensors', 1))
     learner = train(world, tmp_path, 'run', *some)
     folder = find_checkpoint(learner.run)
-    assert read_json(folder/'card.json')['parts']==['head'] and not (folder/'backbone.safetensors').exists()
+    assert read_json(folder/'card.json')['parts']==['head', 'memory'] and not (folder/'backbone.safetensors').exists()
     assert (folder/'head.safetensors').stat().st_size<500_000
     assert 'backbone' not in [f['code'] for f in read_json(learner.run/'health.json')['findings']]
     assert not learner.system.unused_weights and read_json(folder/'card.json')['provenance']['digest']==learner.system.backbone.digest()

@@ -5,24 +5,28 @@
 # %% auto #0
 __all__ = ['why_no_memory', 'stored_memory', 'memory_beside']
 
-# %% ../../../nbs/systems/uniad/14_beside.ipynb #f381b41e
+# %% ../../../nbs/systems/uniad/14_beside.ipynb #4847ff62
 import torch
+from ...data.anomaly_images import collate
 from ...models.memory_head import MemoryHead
 from .facts import learned_rows
 from ...train.feature_cache import CachedFeatures
 from ...train.feature_cache import say_once
+from ...train.feed import to_device
+from ...train.kept_part import mixed_batch
 
-# %% ../../../nbs/systems/uniad/14_beside.ipynb #e37d3cb0
+# %% ../../../nbs/systems/uniad/14_beside.ipynb #d430e0a9
 def why_no_memory(
     cfg, # `Config`
     train, # training data, or their features
 )->str: # '' where there is one
     "Why no memory is made beside a network"
     if cfg.model.backbone_lr: return 'the backbone is trained, and its features change with every step'
-    if not isinstance(train, CachedFeatures): return 'the features of the training images are not kept'
+    if cfg.train.on_bad_sample=='skip' and not isinstance(train, CachedFeatures):
+        return 'it looks at every training image, and train.on_bad_sample is skip'
     return ''
 
-# %% ../../../nbs/systems/uniad/14_beside.ipynb #474bb4d6
+# %% ../../../nbs/systems/uniad/14_beside.ipynb #dc159a2e
 def stored_memory(
     system, # built from facts
     facts, # from a card, or None
@@ -32,6 +36,7 @@ def stored_memory(
     rows = learned_rows(facts, m.memory_neighbours)
     return MemoryHead(len(system.classes), sum(system.backbone.channels), m.memory_neighbours, rows) if rows else None
 
+@torch.no_grad()
 def memory_beside(
     system, # at its first step
     train, # training data, or their features
@@ -41,11 +46,11 @@ def memory_beside(
     if why := why_no_memory(cfg, train):
         if cfg.train.progress: say_once(f'baseline memory: none, because {why}')
         return None
-    tokens = {c: [] for c in system.classes}
-    for i in range(len(train)):
-        item = train[i]
-        x = item['feature'] if 'feature' in item else system.encode(item['image'][None])[0].cpu()
-        tokens[item['class_name']].append(x.flatten(1).T)
+    tokens,n = {c: [] for c in system.classes}, cfg.score.batch_size
+    for k in range(0, len(train), n):
+        items = [train[i] for i in range(k, min(k+n, len(train)))]
+        batch = {k: to_device(v, system.mean.device) for k,v in mixed_batch(items, collate).items()}
+        for cls,x in zip(batch['class_name'], system.features(batch).cpu()): tokens[cls].append(x.flatten(1).T)
     res = MemoryHead(len(system.classes), sum(system.backbone.channels), m.memory_neighbours).to(system.mean.device)
     res.fill((torch.cat(tokens.pop(c)) for c in system.classes), system.classes, m.memory_share, cfg.seed)
     return res
