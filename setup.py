@@ -15,6 +15,6 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['vadnb*']), package_data={'vadnb': ['configs/*.yaml', 'systems/*/logs/*/*']},
     python_requires=f">={cfg['min_python']}", install_requires=shlex.split(cfg['requirements']),
-    extras_require={k: shlex.split(cfg[f'{k}_requirements']) for k in ('dev', 'wandb', 'images')},
+    extras_require={k: shlex.split(cfg[f'{k}_requirements']) for k in ('dev', 'wandb')},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts'])},
 )
