@@ -220,7 +220,7 @@ def test_the_same_images_in_another_form(world, fed, tmp_path, form):
             x,y = samples(x), samples(y)
             # behind the test images of the paper stand those that set thresholds
             assert list(x)==list(y) and len(x) in (10, 12, 16, 18, 18+16)
-            for n in x: assert all(torch.equal(v, y[n][k]) for k,v in x[n].items() if k!='name'), n
+            for n in x: assert all(torch.equal(v, y[n][k]) for k,v in x[n].items() if torch.is_tensor(v)), n
 
 def test_a_plain_folder(world, fed, tmp_path):
     "Good images are divided, defective ones are tested, masks lie in one heap"
@@ -283,7 +283,7 @@ def test_held_out_needs_no_test_image(copy, world, tmp_path):
 def test_planted_defects_are_the_same_each_time(fed):
     first,second = (samples(fed('--data.cache', 'off').split('valid')) for _ in range(2))
     assert list(first)==list(second) and sum(int(s['label']) for s in first.values())==6 and len(first)==12
-    for n,s in first.items(): assert all(torch.equal(v, second[n][k]) for k,v in s.items() if k!='name')
+    for n,s in first.items(): assert all(torch.equal(v, second[n][k]) for k,v in s.items() if torch.is_tensor(v))
     other = samples(fed('--data.cache', 'off', '--seed', '1').split('valid'))
     assert set(other)!=set(first)
 
@@ -428,12 +428,12 @@ def test_everything_trainable_is_trained_and_kept(trained, world, tmp_path):
     assert len(optimized)==len(own) and {id(p) for p in optimized}=={id(system.get_parameter(k)) for k in own}
     # each of them has moved, and lies in the checkpoint as it is
     start = load_config('uniad_demo', words(world, tmp_path, 'x')).build
-    held = parts(find_checkpoint(learner.run), 'head', 'backbone')
+    held = parts(find_checkpoint(learner.run), 'head', 'backbone', 'memory')
     torch.manual_seed(0); before = start().state_dict()
     assert [k for k in own if torch.equal(held[k], before[k])]==[]
     assert all(torch.equal(held[k], v) for k,v in system.state_dict().items()) and held.keys()==system.state_dict().keys()
     # random weights are kept, because nothing could bring them back; the backbone is that of the start
-    assert {k.split('.')[0] for k in held}=={'head', 'backbone'}
+    assert {k.split('.')[0] for k in held}=={'head', 'backbone', 'memory'}
     torch.manual_seed(1)
     again,_ = load_run(learner.run)
     assert not again.training and all(torch.equal(held[k], v) for k,v in again.state_dict().items()) and again.backbone.digest()==system.backbone.digest()
@@ -448,7 +448,7 @@ def test_pretrained_weights_are_not_kept(world, tmp_path):
     some = ('--model.pretrained', 'true', '--model.backbone_weights', weights_file(tmp_path/'a.safetensors', 1))
     learner = train(world, tmp_path, 'run', *some)
     folder = find_checkpoint(learner.run)
-    assert read_json(folder/'card.json')['parts']==['head'] and not (folder/'backbone.safetensors').exists()
+    assert read_json(folder/'card.json')['parts']==['head', 'memory'] and not (folder/'backbone.safetensors').exists()
     assert (folder/'head.safetensors').stat().st_size<500_000
     assert 'backbone' not in [f['code'] for f in read_json(learner.run/'health.json')['findings']]
     assert not learner.system.unused_weights and read_json(folder/'card.json')['provenance']['digest']==learner.system.backbone.digest()

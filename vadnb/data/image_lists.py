@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'ImageRecord', 'is_name', 'record_of', 'check_unique', 'read_meta', 'check_meta', 'write_meta', 'read_visa',
-           'whole_json', 'is_real_iad', 'real_iad_record', 'read_real_iad', 'hold_out', 'class_names', 'choose_classes',
-           'check_split']
+           'whole_json', 'is_real_iad', 'real_iad_record', 'read_real_iad', 'shuffled', 'hold_out', 'few_of_each',
+           'class_names', 'choose_classes', 'check_split']
 
 # %% ../../nbs/data/21_image_lists.ipynb #f2932959
 import csv, hashlib, json
@@ -193,6 +193,13 @@ def read_real_iad(
     return res
 
 # %% ../../nbs/data/21_image_lists.ipynb #1b2edfb9
+def shuffled(
+    records:list, # `ImageRecord`s
+    seed:int, # another seed, another order
+)->list: # the same in an order that depends on seed and names alone
+    "Records in an order of the seed's choice"
+    return sorted(records, key=lambda r: hashlib.blake2b(f'{seed}\0{r.name}'.encode(), digest_size=8).digest())
+
 def hold_out(
     records:list, # `ImageRecord`s
     share:float, # part of each class's good images to hold out
@@ -209,9 +216,24 @@ def hold_out(
     for cls,rows in groups.items():
         if len(rows)<2:
             raise DataError(f"class '{cls}': has {len(rows)} good images; at least 2 are needed to hold one out")
-        rows = sorted(rows, key=lambda r: hashlib.blake2b(f'{seed}\0{r.name}'.encode(), digest_size=8).digest())
-        out |= {r.name for r in rows[:min(max(round(share*len(rows)), 1), len(rows)-1)]}
+        out |= {r.name for r in shuffled(rows, seed)[:min(max(round(share*len(rows)), 1), len(rows)-1)]}
     return [r for r in records if r.label==0 and r.name not in out],[r for r in records if r.label or r.name in out]
+
+# %% ../../nbs/data/21_image_lists.ipynb #b598c5ff
+def few_of_each(
+    records:list, # `ImageRecord`s of good images
+    shots:int, # of each class
+    seed:int=0, # another seed, another choice
+)->list: # those that are drawn, in the order of `records`
+    "A few images of each class; `DataError` for a class that has fewer"
+    groups = {}
+    for r in records: groups.setdefault(r.cls, []).append(r)
+    for cls,rows in groups.items():
+        if len(rows)<shots:
+            raise DataError(f"class '{cls}': has {len(rows)} good images to learn from, and data.shots asks for "
+                            f'{shots}; ask for fewer, hold fewer out, or add images')
+    names = {r.name for rows in groups.values() for r in shuffled(rows, seed)[:shots]}
+    return [r for r in records if r.name in names]
 
 # %% ../../nbs/data/21_image_lists.ipynb #65a82b2e
 def class_names(records:list)->list: return sorted({r.cls for r in records}) # classes by name

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENDING', 'MASK_FOLDERS', 'TESTS', 'pair_masks', 'visible_entries', 'leads_nowhere', 'folders', 'loose_images',
-           'list_images', 'list_masks', 'list_kinds', 'read_folder', 'good_folder', 'test_half', 'good_images',
-           'tested_images', 'read_tree', 'write_tree_meta', 'read_split']
+           'list_images', 'list_masks', 'list_kinds', 'read_folder', 'is_flat', 'read_flat', 'good_folder', 'test_half',
+           'good_images', 'tested_images', 'read_tree', 'write_tree_meta', 'read_split']
 
 # %% ../../nbs/data/16_mvtec.ipynb #7df32a78
 import re
@@ -146,6 +146,17 @@ def read_folder(
     if not [r for r in res if r.label==0]:
         raise DataError(f'{root/good}: holds no image ({", ".join(SUFFIXES)})')
     return res
+
+# %% ../../nbs/data/16_mvtec.ipynb #07a1951a
+def is_flat(root)->bool: return Path(root).is_dir() and bool(loose_images(Path(root))) and not folders(Path(root))
+
+def read_flat(
+    root, # holds images, and no folder
+    cls:str|None=None, # class of the images; None takes the folder's name
+)->list: # `ImageRecord`s, by name
+    "A folder of good images"
+    root = Path(root)
+    return [ImageRecord(p.name, 0, cls or root.resolve().name, None, str(p)) for p in list_images(root)]
 
 # %% ../../nbs/data/16_mvtec.ipynb #09084249
 TESTS = ('test', 'test_public') # folders of test images, MVTec AD's and MVTec AD 2's

@@ -74,8 +74,8 @@ class Beginning:
         if not self.folder or L.step<L.total_steps or self.own and not L.folder.ended_at(L.step): return
         says = f'is finished ({L.step} of {L.total_steps} steps)'
         if L.step>L.total_steps: says = f'has {L.step} steps behind it, and {L.total_steps} are asked for'
-        raise CheckpointError(f'{L.run if self.own else self.folder}: {says}; choose another --name, or train on with '
-                              'a higher --train.steps or --train.epochs')
+        more = ', or train on with a higher --train.steps or --train.epochs' if L.system.by_gradient else ''
+        raise CheckpointError(f'{L.run if self.own else self.folder}: {says}; choose another --name{more}')
 
     def tell(self):
         "Make the run folder say what is about to happen"
@@ -104,7 +104,7 @@ def describe(
     def count(params): return sum(p.numel() for p in params)
     t,frozen = L.cfg.train, [p for p in L.system.parameters() if not p.requires_grad]
     groups = [dict(name=g['name'], lr=g['peak'], weight_decay=g['weight_decay'], parameters=count(g['params']))
-              for g in L.optimizer.param_groups]
+              for g in L.optimizer.param_groups if L.system.by_gradient]
     return dict(time=time.strftime('%Y-%m-%dT%H:%M:%S+00:00', time.gmtime()), system=L.cfg.system,
                 samples=len(L.train), valid_samples=len(L.valid) if L.valid is not None else 0,
                 batch_size=L.batches.size*t.accumulate, world=L.processes.world,

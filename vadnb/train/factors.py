@@ -47,6 +47,7 @@ def deaf(
 class FactorsCheck(Check):
     "A multiple of the rate that nothing reads, or a group that trains at another rate than its own"
     code,what = 'rate_scale', 'every group trains at its multiple of the rate, and every such multiple is read'
+    of_steps = True
     looks = 0
     def before_fit(self):
         L = self.learner

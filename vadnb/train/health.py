@@ -21,7 +21,8 @@ from .optim import group_faults
 from .oscillation import oscillates
 from .samples import how_many
 from .unmeasured import UnmeasuredCheck
-from .verdicts import APART, HOLDS, WAITS, Check, HealthError, a_few_of, at_its_end, each_once, mended
+from .verdicts import APART, HOLDS, WAITS, Check, HealthError, a_few_of, applies, at_its_end, each_once
+from .verdicts import mended
 
 # %% ../../nbs/train/54_health.ipynb #b454e0ce
 class Health(Callback):
@@ -31,7 +32,7 @@ class Health(Callback):
 
     def before_fit(self):
         for c in self.checks: c.learner,c.health = self.learner,self
-        self.listening,self.met = handlers(self.checks), set()
+        self.listening,self.met = handlers([c for c in self.checks if applies(c, self.learner.system)]), set()
         each_once(self.learner.log, self.findings)
         self.tell('before_fit')
         for f in mended(self.checks, self.findings, self.met): self.take_back(f['code'], f['key'])
@@ -84,7 +85,8 @@ def write(self:Health):
     if not (L.main and L.save): return
     L.folder.check_there()
     loud = {f['code'] for f in self.findings.values()}
-    def quiet(c): return dict(state=c.state()) | (dict(says=says) if (says := c.says()) else {})
+    def state(c): return c.state() if applies(c, L.system) else APART
+    def quiet(c): return dict(state=state(c)) | (dict(says=says) if (says := c.says()) else {})
     checked = [dict(code=c.code, what=c.what) | ({} if c.code in loud else quiet(c)) for c in self.checks]
     write_json(L.run/'health.json', dict(checked=checked, findings=list(self.findings.values())))
 
@@ -105,6 +107,7 @@ def load_state_dict(self:Health, state):
 class GroupsCheck(Check):
     "Trainable parameters in no optimizer group, or in two"
     code,what = 'parameter_groups', 'every trainable parameter is in exactly one optimizer group'
+    of_steps = True
     words = dict(
         missing='in no optimizer group and would never be trained',
         twice='in two optimizer groups and would be stepped twice',
@@ -122,6 +125,7 @@ class GroupsCheck(Check):
 class RatesCheck(Check):
     "A learning rate of zero"
     code,what = 'zero_rate', 'every optimizer group has a learning rate above zero'
+    of_steps = True
     def after_step(self):
         L = self.learner
         meant = L.step==1 and L.cfg.optim.warmup_from_zero
@@ -136,6 +140,7 @@ class RatesCheck(Check):
 class GradientsCheck(Check):
     "Trainable parameters whose gradient stays zero or missing"
     code,what = 'zero_gradient', 'every trainable parameter receives a gradient'
+    of_steps = True
     def __init__(self): self.without,self.looks = {}, 0
 
     def before_step(self):
@@ -240,6 +245,7 @@ def look_at_row(self:FiniteCheck):
 class OscillationCheck(Check):
     "Swings of the loss that grow"
     code,what = 'oscillation', 'the loss does not swing more and more'
+    of_steps = True
     def __init__(self): self.start,self.recent,self.candidates = None, [], 0.
     def after_step(self):
         L = self.learner
@@ -265,6 +271,7 @@ class OscillationCheck(Check):
 class WaitingCheck(Check):
     "Training that is bound by data loading"
     code,what = 'data_bound', 'the loop waits for data less than half of its time'
+    of_steps = True
     least = 5.                                         # seconds that must have passed before this is judged
     open = True                                        # too little was seen, or it waits, and not yet for long enough
     def after_step(self):

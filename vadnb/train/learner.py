@@ -21,10 +21,10 @@ from .callbacks import RunLog, handlers
 from .card import as_plain, beside_parts, check_covered, from_facts, plain_facts, read_card
 from .checkpoint import kept_random_state, set_random_state
 from .clock import Clock
-from .feed import data_fingerprint, epoch_batches, look_through, make_loader, run_length
-from .feed import to_device, with_plain_errors
+from .feed import data_fingerprint, look_through, make_loader, to_device, with_plain_errors
 from .going_on import restore
-from .optim import make_optimizer, set_lr, warmup_steps
+from .one_pass import one_pass, pace, prepared
+from .optim import set_lr, warmup_steps
 from .processes import Processes, make_accelerator, stop_on_signal
 from .run_folder import RunFolder
 from .samples import DrawnSamples, SkippingCollate, left_out
@@ -139,8 +139,7 @@ def prepare(self:Learner):
     self.fed,self.train,self.valid = self.data, self.data.split('train'), self.data.split('valid')
     check_measured(self)
     self.fingerprint = data_fingerprint(self.train)
-    self.batches = epoch_batches(self.cfg, self.data, P.world, P.rank)
-    self.steps_per_epoch,self.total_steps = run_length(self.cfg.train, self.batches)
+    self.batches,self.steps_per_epoch,self.total_steps = pace(self)
     self.fresh = not self.save or self.folder.origin() is None
     # a run that goes on keeps the warm-up that it began with
     if self.fresh: warmup_steps(self.cfg.optim, self.steps_per_epoch, self.total_steps)
@@ -161,8 +160,7 @@ def build_model(self:Learner):
     for c in self.callbacks: c.learner = self
     self.handlers = handlers(self.callbacks)
     self.trained = [p for p in self.system.parameters() if p.requires_grad]
-    optimizer = make_optimizer(self.cfg.optim, groups)
-    self.model,self.optimizer = self.accelerator.prepare(self.system, optimizer)
+    self.model,self.optimizer = prepared(self, groups)
     if t.compile: self.model.compile()
     self.log = RunLog(self.run/'log.jsonl' if self.save else None, self.main, self.folder.check_there)
 
@@ -317,7 +315,8 @@ def run_loop(self:Learner, kind, values):
         self.event('before_fit')
         if self.random: set_random_state(self.random)
         elif self.processes.rank: set_seed((self.cfg.seed+1_000_003*self.processes.rank)%2**32)
-        while self.step<self.total_steps and not self.stopping(): self.one_step()
+        step = self.one_step if self.system.by_gradient else lambda: one_pass(self)
+        while self.step<self.total_steps and not self.stopping(): step()
         self.event('after_fit')
         done = self.step>=self.total_steps
         self.log.row('end', self.step, status='done' if done else 'stopped', reason=self.stop or '')

@@ -44,9 +44,8 @@ def numbers_at(
 # %% ../../nbs/train/69_motion.ipynb #2db468d6
 class MotionCheck(Check):
     "Parameters with a gradient and a rate that no step moves"
-    code,what = 'no_motion', 'optimizer steps move the parameters of every group'
+    code,what,of_steps = 'no_motion', 'optimizer steps move the parameters of every group', True
     def __init__(self): self.still,self.moved,self.held,self.waiting = {}, [], None, []
-    def state(self): return HOLDS if self.moved else WAITS
     def after_fit(self):
         if self.waiting: self.count()
         self.report(3)
@@ -95,6 +94,10 @@ def after_step(self:MotionCheck):
 
 # %% ../../nbs/train/69_motion.ipynb #e5dcbd5f
 @patch
+def state(self:MotionCheck): return HOLDS if self.moved else WAITS
+
+# %% ../../nbs/train/69_motion.ipynb #3456791a
+@patch
 def count(self:MotionCheck):
     "Read what was seen since the last reading, all of it at once"
     names,seen = [n for own,_ in self.waiting for n in own], torch.cat([s for _,s in self.waiting]).tolist()
@@ -127,6 +130,7 @@ def report(self:MotionCheck, looks):
 class ClearedCheck(Check):
     "Gradients of earlier steps that are still there when the next one begins"
     code,what = 'gradients_kept', 'gradients are cleared after every optimizer step'
+    of_steps = True
     def __init__(self): self.looks,self.kept,self.waiting = 0, 0, []
     def after_step(self):
         L = self.learner
@@ -167,6 +171,7 @@ def a_few_numbers(
 class AveragesCheck(Check):
     "Averaged weights that have stayed near those of the first step"
     code,what,first = 'averaged_weights', 'averaged weights follow those that are trained', None
+    of_steps = True
     def averages(self):
         if not self.learner.cfg.train.ema: return None
         return self.learner.callback(Averaging).weights

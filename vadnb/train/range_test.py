@@ -75,7 +75,10 @@ def lr_find(
     optim = dataclasses.replace(cfg.optim, schedule='constant', warmup=0., warmup_epochs=None, floor_lr=None)
     cfg = dataclasses.replace(cfg, train=train, optim=optim)
     data = cfg.make_data()
-    L = Learner(cfg, cfg.build(plain_facts(data)), data, [test], save=False)
+    system = cfg.build(plain_facts(data))
+    if not system.by_gradient:
+        raise ConfigError(f'{type(system).__name__} learns in one pass: it has no learning rate to look for')
+    L = Learner(cfg, system, data, [test], save=False)
     # a loss that is no number is a fault in training and the end of the range in this test
     try: L.fit()
     except HealthError:

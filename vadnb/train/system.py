@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from typing import Literal
 import torch
+from fastcore.basics import patch
 from torch import nn
 from ..config import check_conflicts
 from ..config import check_rules
@@ -98,6 +99,7 @@ class System(nn.Module):
     metrics = () # names that scans can give; empty: not known beforehand
     cfg = None # the configuration it was built by
     calibration = calibrated_at = None # what the last scan found out for prediction, and the step of its weights
+    by_gradient = True # False: nothing has a gradient, `fill` learns all there is in one pass, and `loss` is not asked
 
     def loss(self, batch):
         "→ dict of scalars: 'loss' and its named parts, NaN for a part that the batches of all processes do not measure"
@@ -147,10 +149,16 @@ class System(nn.Module):
                 raise CheckpointError(f"{where}: was trained with {key} {known.get(key)}, and the present one is "
                                       f"{now.get(key)}; give the weights that it came from")
 
-    def gradient_checkpointing(self):
-        "Recompute activations in the backward pass, where the system can"
-        raise ConfigError(f"'train.gradient_checkpointing' is not available for {type(self).__name__}; "
-                          "set it to false")
+# %% ../../nbs/train/47_system.ipynb #6ace72da
+@patch
+def fill(self:System, batches):
+    "Learn from the batches of one pass over the training data, in their order: all training there is"
+    raise missing(self, 'fill')
+
+@patch
+def gradient_checkpointing(self:System):
+    "Recompute activations in the backward pass, where the system can"
+    raise ConfigError(f"'train.gradient_checkpointing' is not available for {type(self).__name__}; set it to false")
 
 # %% ../../nbs/train/47_system.ipynb #10a2d4fd
 # what the values of `train`, and those at the top, must be

@@ -12,6 +12,7 @@ from .verdicts import Check
 class UnmeasuredCheck(Check):
     "A part of the loss that is in no row of the log"
     code,what = 'unmeasured', 'every part of the loss is measured by some batch'
+    of_steps = True
     def after_fit(self):
         L = self.learner
         seen = {k for row in L.log.rows if row.get('kind')=='train' for k,v in row.items() if v is not None}

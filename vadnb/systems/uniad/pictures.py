@@ -293,6 +293,8 @@ def write_pictures(
     if config.is_file() and (name := read_yaml(config).get('system', 'uniad'))!='uniad':
         raise ConfigError(f'{run}: is a run of {name}; reconstructions and queries are drawn for runs of uniad only')
     system,_ = load_run(run, which, overrides)
+    if not system.by_gradient:
+        raise ConfigError(f'{run}: its head is a memory, which rebuilds nothing that could be drawn')
     system.to(pick_device(system.cfg.train.device))
     data = system.cfg.make_data()
     # without test images those with planted defects are looked at

@@ -22,6 +22,7 @@ from ...results.panels import panels
 from ...results.sheets import case_sheet
 from ...results.sheets import telling_cases
 from .backbone import images_of
+from .config import is_memory
 from .calibration import calibrate
 from .calibration import full_map
 from .calibration import image_score
@@ -57,7 +58,7 @@ def check_learned(
 class ImageScan(Scan):
     "Maps, labels and masks of the images of one split, in their order"
     held = ('items',)
-    kept = ('names', 'maps', 'lengths', 'features', 'labels', 'masks', 'classes', 'normal')
+    kept = ('names', 'maps', 'lengths', 'features', 'labels', 'masks', 'classes', 'rivals', 'normal')
     def __init__(self,
         cfg, # `Config`: how images are scored
         items, # the data set that is looked at
@@ -87,11 +88,12 @@ def add(self:ImageScan, batch, out):
     known,labels,classes = (batch[k].tolist() for k in ('has_mask', 'label', 'cls'))
     apart = batch['calibrates'].tolist() if 'calibrates' in batch else [False]*len(names)
     found = zip(*(out[k].numpy() for k in ('distance', 'length', 'feature')))
+    rivals = out['memory'].numpy() if 'memory' in out else [None]*len(names)
     for i,(map,length,feature) in enumerate(found):
         cls = self.items.classes[classes[i]]
         if apart[i]: self.normal.append((map, cls, feature))
         else:
-            row = names[i], map, length, feature, labels[i], packed(masks[i]) if known[i] else None, cls
+            row = names[i], map, length, feature, labels[i], packed(masks[i]) if known[i] else None, cls, rivals[i]
             for k,v in zip(self.kept, row): getattr(self, k).append(v)
 
 # %% ../../../nbs/systems/uniad/03_scan.ipynb #9004dcb8
@@ -144,16 +146,23 @@ def warn_of_lost(self:ImageScan):
 
 # %% ../../../nbs/systems/uniad/03_scan.ipynb #f949aaab
 @patch
+def baselines(self:ImageScan)->dict: # name → maps, (h, w) each
+    "What the same images score without reconstruction, and by a memory where the model came with one"
+    nothing = {'feature_length' if is_memory(self.cfg) else 'no_reconstruction': self.lengths}
+    known = self.rivals and all(r is not None for r in self.rivals)
+    return nothing | (dict(memory=self.rivals) if known else {})
+
+@patch
 def metrics(self:ImageScan)->dict:
     "All metrics, the means over classes under their plain names, beside what no reconstruction at all reaches"
     found = self.measure()
     with warnings.catch_warnings():
         # what is not defined has been said of the metrics themselves
         warnings.simplefilter('ignore')
-        nothing = self.counted(self.lengths, 18)
+        beside = {name: self.counted(maps, 18) for name,maps in self.baselines().items()}
     res = {k.removeprefix('mean/'): float(v) for k,v in found.items()}
-    res |= {f'baseline/{k}/no_reconstruction': float(nothing[f'mean/{k}']) for k in (*SEVEN, 'mad')
-            if k in res and f'mean/{k}' in nothing}
+    res |= {f'baseline/{k}/{name}': float(own[f'mean/{k}']) for name,own in beside.items() for k in (*SEVEN, 'mad')
+            if k in res and f'mean/{k}' in own}
     if self.cfg.data.protocol=='paper': res['pooled/chosen_here'] = 1.
     if self.split!='test': return res
     self.warn_of_lost()
