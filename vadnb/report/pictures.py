@@ -114,7 +114,9 @@ def drawn_record(
 )->tuple: # an <svg> as Html, or None when nothing is said over time; whether something is said of places, too
     "What a record says over time; raises `DataError` when it cannot be read"
     result = read_record(path, maps=False)
-    fig,places = lane_figure(result), any(v.place=='picture' for v in result.layers().values())
+    # maps are left out of what was read, and named in the record
+    named = [r.get('kind') for r in read_json(path)['layers']]
+    fig,places = lane_figure(result), any(k in ('heat', 'map', 'boxes') for k in named)
     if fig is None: return None, places
     said = ', '.join(words(name) for (_,name),_ in lanes(result))
     return Html(inline_svg(fig, prefix, f'{said} over time of {words(result.name)}')), places
