@@ -78,6 +78,40 @@ def test_eval_repeats_the_numbers_of_training(run, tmp_path):
     assert 'AUC in its videos' in out and '95 % interval' in out
     assert found['checkpoint']=='step-000003' and '4 videos' in out and str(tmp_path/'eval.json') in out
 
+def test_eval_of_a_run_that_was_stopped_says_so(run, tmp_path):
+    shutil.copytree(run, tmp_path/'run', symlinks=True)
+    rows = read_jsonl(run/'log.jsonl')
+    rows[0]['total_steps'],rows[-1] = 80, rows[-1] | dict(status='stopped', reason='received SIGTERM')
+    (tmp_path/'run'/'log.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
+    says = 'The run stopped early, at step 3 of 80: received SIGTERM.'
+    assert says in ends_well('eval', '--run', tmp_path/'run').splitlines() and read_json(tmp_path/'run'/'eval.json')['run']==says
+    assert 'stopped early' not in ends_well('eval', '--run', run, '--out', tmp_path/'eval.json') and read_json(tmp_path/'eval.json')['run']=='finished'
+
+def test_the_last_table_of_training_is_of_the_best_checkpoint(train, runs, no_page, monkeypatch):
+    from vadnb.systems.fgclip.scan import FrameScan
+    metrics,seen = FrameScan.metrics, []
+    def falling(self): seen.append(1); return metrics(self) | dict(frame_auc=1/len(seen))
+    monkeypatch.setattr(FrameScan, 'metrics', falling)
+    out = ends_well(*train, '--train.unit', 'step')
+    n = [l for l in out.splitlines() if l.startswith('validation at step ')]
+    assert n==['validation at step 1, the best checkpoint by frame auc; the last, step 3, has 0.333'], out
+    row, = [l.split() for l in out.splitlines() if l.startswith('frame auc ')]
+    assert row[2]=='1.000'
+
+def test_regions_that_contradict_the_annotation_are_told(world, run, runs, tmp_path):
+    clips = read_regions(world/'valid.json')
+    normal,crime = [next(c.name for c in clips if c.normal==kind) for kind in (True, False)]
+    rows = [f'{c.name}.mp4 {"Fighting 5 9" if c.name==normal or not c.normal and c.name!=crime else "Normal -1 -1"} -1 -1' for c in clips]
+    (tmp_path/'list.txt').write_text('\n'.join(rows)+'\n')
+    words = ['--data.test_annotation', tmp_path/'list.txt']
+    _,out,_ = vadnb('verify', *options(world, runs, 'never'), *words)
+    row, = [l for l in out.splitlines() if l.startswith('warn') and 'test regions' in l]
+    code,_,err = vadnb('eval', '--run', run, '--out', tmp_path/'eval.json', *words)
+    for said in row,err:
+        assert 'regions here and are Normal in' in said and f'boxes do not: {crime}' in said
+        assert f'no region here and events in' in said and f'do not know of them: {normal}' in said
+    assert code==0
+
 def test_eval_on_other_data_says_so(run, tmp_path):
     ends_well('eval', '--run', run, '--out', tmp_path/'eval.json', '--data.test_json', 'train.json', '--which', 'last')
     assert read_json(tmp_path/'eval.json')['overrides']==['--data.test_json', 'train.json']
@@ -225,6 +259,7 @@ def test_what_a_system_is_made_of_comes_when_it_is_asked_for():
     ('train --config fgclip_demo --system other', ["'system' is fgclip"]),
     ('train --config fgclip_demo --model.pretrained true', ["'model.weights' names nothing", '--model.weights PATH']),
     ('train --help --config nothing', ["'nothing' is not shipped"]),
+    ('train --run nowhere', ["'--config' is missing"]),
     ('predict', ['inputs', 'usage: vadnb predict']),
     ('predict a.mp4', ["'--run' is missing"]),
     ('predict a.mp4 --run nowhere', ['nowhere: no such run']),
@@ -387,6 +422,23 @@ def test_predict_without_a_video(run, tmp_path, world):
 
 # ---------------------------------------------------------------- runs, checkpoints, weights
 
+def test_a_recording_without_a_length_is_told(run, tmp_path):
+    import av
+    from vadnb.data.video_writing import numbered_frames
+    with av.open(str(tmp_path/'live.webm'), 'w', options=dict(live='1')) as c:
+        s = c.add_stream('libvpx-vp9', rate=25)
+        s.width,s.height,s.pix_fmt = 64, 48, 'yuv420p'
+        for x in [*numbered_frames(30), None]: c.mux(s.encode(x if x is None else av.VideoFrame.from_ndarray(x, format='rgb24').reformat(64, 48)))
+    (tmp_path/'torn.webm').write_bytes((tmp_path/'live.webm').read_bytes()[:-5])
+    code,_,err = vadnb('predict', tmp_path/'live.webm', tmp_path/'torn.webm', '--run', run, '--out', tmp_path/'out', '--pictures', 'none')
+    whole,torn = err.splitlines()
+    assert code==0 and whole.startswith('vadnb: warning: ') and 'live.webm: its header announces no length' in whole
+    assert 'torn.webm: it was cut off: byte' in torn
+
+def test_a_run_given_to_train_is_told_how_to_go_on(run):
+    assert f'to go on with that run: vadnb train --config {run}/config.yaml' in refuse('train', '--run', run)
+    assert f'for that run: vadnb verify --config {run}/config.yaml' in refuse('verify', '--run', run)
+
 def test_run_folders_that_exist(world, runs, run):
     before = files(runs)
     words = ['train', *options(world, runs, 'first')]
@@ -543,3 +595,22 @@ def test_pictures_of_videos_are_drawn_or_not(world, run, tmp_path):
     assert {''.join(p.suffixes[-1:]) for p in (tmp_path/'a').iterdir()}=={'.json', '.csv', '.npz'} and (tmp_path/'a'/f'{path.stem}.layers.json').exists()
     assert 'ranks the images of a folder, and videos have no such order; use all or none' in refuse('predict', path, '--run', run, '--out', tmp_path/'b', '--pictures', 'worst', '--score.stride', '8')
     assert not (tmp_path/'b').exists()
+
+def test_videos_of_one_name_cost_themselves_before_anything_is_scored(world, run, tmp_path):
+    paths,out = sorted(world.rglob('*.mp4'))[:3], tmp_path/'out'
+    for k,name in ((0, 'a/x.mp4'), (1, 'b/x.mkv'), (0, 'b/z.avi'), (2, 'b/z.mp4')):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        shutil.copy(paths[k], tmp_path/name)
+    words = ['--run', run, '--out', out, '--pictures', 'none', '--score.stride', '8']
+    ends_well('predict', tmp_path/'a', *words)
+    before = files(out)
+    code,said,err = vadnb('predict', tmp_path/'b', *words)
+    first,second,count = err.splitlines()
+    assert code==3 and f"x.layers.json: results (of another file, x.mp4) lie where those of {tmp_path/'b'/'x.mkv'} would go" in first
+    assert f"{tmp_path/'b'/'z.mp4'}: is not scored, because its results would be called like those of {tmp_path/'b'/'z.avi'}; rename one" in second
+    assert count=='vadnb: error: 2 of 3 could not be scored' and 'z.avi: ' in said and 'x.mkv' not in said and 'z.mp4' not in said
+    assert before.items()<=files(out).items() and (out/'z.layers.json').exists()
+    # what was asked for by name too: the rest is done
+    code,said,err = vadnb('predict', tmp_path/'a'/'x.mp4', paths[1], *words)
+    assert code==3 and '(of this very file)' in err and '1 of 2 could not be scored' in err and f'{paths[1]}: ' in said
+    assert '(of this very file)' in refuse('predict', tmp_path/'a'/'x.mp4', *words)
