@@ -92,7 +92,7 @@ def test_the_last_table_of_training_is_of_the_best_checkpoint(train, runs, no_pa
     metrics,seen = FrameScan.metrics, []
     def falling(self): seen.append(1); return metrics(self) | dict(frame_auc=1/len(seen))
     monkeypatch.setattr(FrameScan, 'metrics', falling)
-    out = ends_well(*train, '--train.unit', 'step')
+    out = ends_well(*train, '--train.unit', 'step', '--train.evaluate_every', '1')
     n = [l for l in out.splitlines() if l.startswith('validation at step ')]
     assert n==['validation at step 1, the best checkpoint by frame auc; the last, step 3, has 0.333'], out
     row, = [l.split() for l in out.splitlines() if l.startswith('frame auc ')]
@@ -249,6 +249,11 @@ def test_what_a_system_is_made_of_comes_when_it_is_asked_for():
     ('train --config fgclip_demo --train.steps 0', ["'train.steps' must be 1 or more"]),
     ('train --config fgclip_demo --train.tf32 maybe', ["'train.tf32' must be true or false"]),
     ('train --config fgclip_demo --train.on_bad_sample ignore', ["'train.on_bad_sample' must be one of raise, skip, found 'ignore'"]),
+    ('train --config fgclip_demo --model_name_or_path x', ["unknown option '--model_name_or_path'", "did you mean 'model.weights'?"]),
+    ('train --config action_cls_demo --model_name_or_path x', ["did you mean 'model.base'?"]),
+    ('train --config uniad_demo --per_device_train_batch_size 2', ["did you mean 'train.batch_size'?"]),
+    ('train --config adatad_demo --fp16 --bf16', ["'--fp16' needs a value; did you mean 'train.precision'? (--fp16 of other programs is --train.precision fp16 here)"]),
+    ('train --config action_cls_demo --lora_r 8', ["did you mean 'lora.rank'?"]),
     ('train --config fgclip_demo --data.size 32', ["'data.size' must be a list of whole numbers"]),
     ('train --config fgclip_demo --data.size [32]', ["'data.size' must be a height and a width"]),
     *[(f'verify --config {c} --data.size [1000000,1000000]', ["'data.size' must be a height and a width, 1 to 4096 pixels each"])
@@ -332,7 +337,7 @@ annotations = dict(
     twice=(lambda v: v[0].update(f_path=v[1]['f_path']), ['item 1', 'own name']),
     no_video=(lambda v: v[0].update(f_path='Arson404_x264.mp4'), ['f_path', "no video for 'Arson404_x264.mp4'"]),
     above=(lambda v: v[0].update(f_path='../../etc/passwd'), ['f_path', 'leads outside the data root']),
-    absolute=(lambda v: v[0].update(f_path='/etc/passwd'), ['f_path', 'leads outside the data root']),
+    absolute=(lambda v: v[0].update(f_path='/etc/passwd'), ['f_path', 'is absolute and leads outside the data root', '--data_root']),
     link=(lambda v: v[0].update(f_path='link.mp4'), ['f_path', 'leads outside the data root']),
     null_byte=(lambda v: v[0].update(f_path='a\0.mp4'), ['f_path', 'cannot be a path']),
     endless_name=(lambda v: v[0].update(f_path='a'*5000+'.mp4'), ['f_path', 'cannot be a path']),
@@ -369,7 +374,7 @@ def test_a_region_past_the_end_of_its_video(world, train):
 def test_missing_data(world, train):
     assert f'{world}/trian.json: no such file' in refuse(*train, '--data.train_json', 'trian.json')
     assert "did you mean 'train.json'?" in refuse(*train, '--data.train_json', 'trian.json')
-    assert 'there is no folder' in refuse(*train, '--data_root', world/'nowhere')
+    assert f"data_root: {world/'nowhere'} is not there; give the folder" in refuse(*train, '--data_root', world/'nowhere')
     assert 'is a folder' in refuse(*train, '--data.train_json', 'UCF_Crimes_Videos')
     line = refuse(*train, '--train.batch_size', '9')
     assert '8 training samples do not fill one batch of 9' in line and "'train.batch_size'" in line
@@ -438,6 +443,24 @@ def test_a_recording_without_a_length_is_told(run, tmp_path):
 def test_a_run_given_to_train_is_told_how_to_go_on(run):
     assert f'to go on with that run: vadnb train --config {run}/config.yaml' in refuse('train', '--run', run)
     assert f'for that run: vadnb verify --config {run}/config.yaml' in refuse('verify', '--run', run)
+
+def test_what_is_no_video_or_no_configuration_is_called_what_it_is(run, tmp_path):
+    (tmp_path/'a.jpg').write_bytes(b'\xff\xd8\xff\xe0'+bytes(99))
+    (tmp_path/'a.json').write_text('[]')
+    for name,kind in (('a.jpg', 'a JPEG image'), ('a.json', 'a JSON file')):
+        assert f'{name}: is {kind} and no video; give a video or a folder of pictures' in refuse('predict', tmp_path/name, '--run', run, '--out', tmp_path/'out')
+    for config in ('fgclip', 'uniad', 'adatad', 'action_cls'):
+        code,out,_ = vadnb('verify', '--config', f'{config}_demo', '--data_root', tmp_path/'a.jpg')
+        assert code==1 and 'a.jpg is a JPEG image and no folder; give the folder' in out and out.endswith('not ready\n')
+    assert f'{run}: is a folder and no configuration; give {run}/config.yaml in it' in refuse('train', '--config', run)
+
+def test_a_changed_width_is_named(run):
+    for words in (['eval', '--run', run], ['train', '--config', run/'config.yaml', '--train.steps', '4']):
+        assert "'model.image_size' is 16" in refuse(*words, '--model.image_size', '16')
+
+def test_configs_are_listed():
+    out = ends_well('configs')
+    assert all(any(l.startswith(name+' ') and len(l)>len(name)+20 for l in out.splitlines()) for name in ('fgclip_demo', 'uniad_mvtec'))
 
 def test_run_folders_that_exist(world, runs, run):
     before = files(runs)

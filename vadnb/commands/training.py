@@ -9,10 +9,13 @@ __all__ = ['print_metrics', 'ended', 'how_it_ended', 'best_figures', 'report_fai
 # %% ../../nbs/commands/01_training.ipynb #3bf5c976
 import contextlib, os, re, shlex, signal
 from pathlib import Path
+from .places import check_data_root
+from .places import data_root_words
 from .words import command
 from .words import needed
 from .words import quiet
 from .words import warn
+from ..core import CheckpointError
 from ..core import ConfigError
 from ..core import DataError
 from ..core import VadnbError
@@ -125,11 +128,16 @@ def train(
     cfg = load_config(needed_config(config, overrides, 'train'), overrides, 'vadnb train')
     quiet()
     from vadnb.train.health import HealthError
+    from vadnb.systems.registry import misfit_words
     from vadnb.train.learner import fit
+    check_data_root(cfg)
     try: learner = fit(cfg)
-    except (DataError, HealthError):
+    except (DataError, HealthError) as e:
         report_failure(cfg)
-        raise
+        if isinstance(e, HealthError) or not data_root_words(cfg):
+            raise
+        raise DataError(f'{e} ({data_root_words(cfg)})') from None
+    except CheckpointError as e: raise CheckpointError(f'{e}{misfit_words(Path(cfg.runs)/cfg.name, cfg)}') from None
     if not learner.main: return stopped_by_signal(learner)
     # a wrong path is told before a page is thought of
     from vadnb.report.report import write_report
@@ -157,11 +165,14 @@ def verify(
     cfg = load_config(needed_config(config, overrides, 'verify'), overrides, 'vadnb verify')
     quiet()
     from vadnb.train.verify import verify_rows
-    rows = verify_rows(cfg)
+    try: check_data_root(cfg)
+    except DataError as e: rows = [('data', False, str(e))]
+    else: rows = verify_rows(cfg)
     width = max(len(r[0]) for r in rows)
     for what,holds,detail in rows:
         print(f"{ {True: 'ok', None: 'warn', False: 'FAIL'}[holds]:6}{what.ljust(width)}  {detail}")
     ready = not any(holds is False for _,holds,_ in rows)
+    if not ready and data_root_words(cfg): print(data_root_words(cfg))
     print('ready to train' if ready else 'not ready')
     return 0 if ready else 1
 
@@ -186,6 +197,7 @@ def lr_find(
     from vadnb.plots import rate_curve
     from vadnb.plots import save_figure
     from vadnb.train.range_test import lr_find
+    check_data_root(cfg)
     found = lr_find(cfg, low, high, steps)
     write_json(f'{out}.json', found)
     save_figure(rate_curve(found['rates'], found['losses'], found['suggestions']), f'{out}.png')

@@ -14,6 +14,7 @@ from dataclasses import field
 from itertools import chain
 from pathlib import Path
 from typing import Literal
+from .places import check_data_root
 from .places import check_inputs
 from .places import check_place
 from .places import clashes
@@ -103,6 +104,7 @@ def evaluate_run(
     from vadnb.train.card import read_card
     from vadnb.train.samples import how_many
     system,folder = load_run(run, which, overrides)
+    check_data_root(system.cfg)
     data = system.cfg.make_data()
     data.remember(read_card(folder)['facts'])
     n = how_many(measured_split(data))

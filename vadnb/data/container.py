@@ -11,6 +11,7 @@ import itertools, stat, struct
 from contextlib import contextmanager
 import numpy as np
 from ..core import VideoError
+from ..kinds import file_kind
 from .image_files import LIMIT
 from .image_files import too_large
 
@@ -51,6 +52,10 @@ def opened(
     options = {'format_whitelist': _formats, 'protocol_whitelist': 'file'}
     try: c = av.open(str(path.absolute()), container_options=options, **_any_tags())
     except (av.FFmpegError, OSError) as e:
+        kind = file_kind(path)
+        if kind and 'video' not in kind:
+            what = 'a system for images predicts it' if 'image' in kind else 'videos are what this system looks at'
+            raise VideoError(f'{path}: is {kind} and no video; give a video or a folder of pictures ({what})') from None
         why = structure_fault(path) or e.strerror
         raise VideoError(f'{path}: cannot be opened as a video ({why}); '
                          'check that the copy is complete, or re-encode it') from None
