@@ -104,7 +104,7 @@ def evaluate_run(
     from vadnb.train.card import read_card
     from vadnb.train.samples import how_many
     system,folder = load_run(run, which, overrides)
-    check_data_root(system.cfg)
+    if '--data_root' in overrides: check_data_root(system.cfg)
     data = system.cfg.make_data()
     data.remember(read_card(folder)['facts'])
     n = how_many(measured_split(data))
