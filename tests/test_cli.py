@@ -78,6 +78,40 @@ def test_eval_repeats_the_numbers_of_training(run, tmp_path):
     assert 'AUC in its videos' in out and '95 % interval' in out
     assert found['checkpoint']=='step-000003' and '4 videos' in out and str(tmp_path/'eval.json') in out
 
+def test_eval_of_a_run_that_was_stopped_says_so(run, tmp_path):
+    shutil.copytree(run, tmp_path/'run', symlinks=True)
+    rows = read_jsonl(run/'log.jsonl')
+    rows[0]['total_steps'],rows[-1] = 80, rows[-1] | dict(status='stopped', reason='received SIGTERM')
+    (tmp_path/'run'/'log.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
+    says = 'The run stopped early, at step 3 of 80: received SIGTERM.'
+    assert says in ends_well('eval', '--run', tmp_path/'run').splitlines() and read_json(tmp_path/'run'/'eval.json')['run']==says
+    assert 'stopped early' not in ends_well('eval', '--run', run, '--out', tmp_path/'eval.json') and read_json(tmp_path/'eval.json')['run']=='finished'
+
+def test_the_last_table_of_training_is_of_the_best_checkpoint(train, runs, no_page, monkeypatch):
+    from vadnb.systems.fgclip.scan import FrameScan
+    metrics,seen = FrameScan.metrics, []
+    def falling(self): seen.append(1); return metrics(self) | dict(frame_auc=1/len(seen))
+    monkeypatch.setattr(FrameScan, 'metrics', falling)
+    out = ends_well(*train, '--train.unit', 'step', '--train.evaluate_every', '1')
+    n = [l for l in out.splitlines() if l.startswith('validation at step ')]
+    assert n==['validation at step 1, the best checkpoint by frame auc; the last, step 3, has 0.333'], out
+    row, = [l.split() for l in out.splitlines() if l.startswith('frame auc ')]
+    assert row[2]=='1.000'
+
+def test_regions_that_contradict_the_annotation_are_told(world, run, runs, tmp_path):
+    clips = read_regions(world/'valid.json')
+    normal,crime = [next(c.name for c in clips if c.normal==kind) for kind in (True, False)]
+    rows = [f'{c.name}.mp4 {"Fighting 5 9" if c.name==normal or not c.normal and c.name!=crime else "Normal -1 -1"} -1 -1' for c in clips]
+    (tmp_path/'list.txt').write_text('\n'.join(rows)+'\n')
+    words = ['--data.test_annotation', tmp_path/'list.txt']
+    _,out,_ = vadnb('verify', *options(world, runs, 'never'), *words)
+    row, = [l for l in out.splitlines() if l.startswith('warn') and 'test regions' in l]
+    code,_,err = vadnb('eval', '--run', run, '--out', tmp_path/'eval.json', *words)
+    for said in row,err:
+        assert 'regions here and are Normal in' in said and f'boxes do not: {crime}' in said
+        assert f'no region here and events in' in said and f'do not know of them: {normal}' in said
+    assert code==0
+
 def test_eval_on_other_data_says_so(run, tmp_path):
     ends_well('eval', '--run', run, '--out', tmp_path/'eval.json', '--data.test_json', 'train.json', '--which', 'last')
     assert read_json(tmp_path/'eval.json')['overrides']==['--data.test_json', 'train.json']
@@ -215,6 +249,11 @@ def test_what_a_system_is_made_of_comes_when_it_is_asked_for():
     ('train --config fgclip_demo --train.steps 0', ["'train.steps' must be 1 or more"]),
     ('train --config fgclip_demo --train.tf32 maybe', ["'train.tf32' must be true or false"]),
     ('train --config fgclip_demo --train.on_bad_sample ignore', ["'train.on_bad_sample' must be one of raise, skip, found 'ignore'"]),
+    ('train --config fgclip_demo --model_name_or_path x', ["unknown option '--model_name_or_path'", "did you mean 'model.weights'?"]),
+    ('train --config action_cls_demo --model_name_or_path x', ["did you mean 'model.base'?"]),
+    ('train --config uniad_demo --per_device_train_batch_size 2', ["did you mean 'train.batch_size'?"]),
+    ('train --config adatad_demo --fp16 --bf16', ["'--fp16' needs a value; did you mean 'train.precision'? (--fp16 of other programs is --train.precision fp16 here)"]),
+    ('train --config action_cls_demo --lora_r 8', ["did you mean 'lora.rank'?"]),
     ('train --config fgclip_demo --data.size 32', ["'data.size' must be a list of whole numbers"]),
     ('train --config fgclip_demo --data.size [32]', ["'data.size' must be a height and a width"]),
     *[(f'verify --config {c} --data.size [1000000,1000000]', ["'data.size' must be a height and a width, 1 to 4096 pixels each"])
@@ -225,6 +264,7 @@ def test_what_a_system_is_made_of_comes_when_it_is_asked_for():
     ('train --config fgclip_demo --system other', ["'system' is fgclip"]),
     ('train --config fgclip_demo --model.pretrained true', ["'model.weights' names nothing", '--model.weights PATH']),
     ('train --help --config nothing', ["'nothing' is not shipped"]),
+    ('train --run nowhere', ["'--config' is missing"]),
     ('predict', ['inputs', 'usage: vadnb predict']),
     ('predict a.mp4', ["'--run' is missing"]),
     ('predict a.mp4 --run nowhere', ['nowhere: no such run']),
@@ -297,7 +337,7 @@ annotations = dict(
     twice=(lambda v: v[0].update(f_path=v[1]['f_path']), ['item 1', 'own name']),
     no_video=(lambda v: v[0].update(f_path='Arson404_x264.mp4'), ['f_path', "no video for 'Arson404_x264.mp4'"]),
     above=(lambda v: v[0].update(f_path='../../etc/passwd'), ['f_path', 'leads outside the data root']),
-    absolute=(lambda v: v[0].update(f_path='/etc/passwd'), ['f_path', 'leads outside the data root']),
+    absolute=(lambda v: v[0].update(f_path='/etc/passwd'), ['f_path', 'is absolute and leads outside the data root', '--data_root']),
     link=(lambda v: v[0].update(f_path='link.mp4'), ['f_path', 'leads outside the data root']),
     null_byte=(lambda v: v[0].update(f_path='a\0.mp4'), ['f_path', 'cannot be a path']),
     endless_name=(lambda v: v[0].update(f_path='a'*5000+'.mp4'), ['f_path', 'cannot be a path']),
@@ -334,7 +374,7 @@ def test_a_region_past_the_end_of_its_video(world, train):
 def test_missing_data(world, train):
     assert f'{world}/trian.json: no such file' in refuse(*train, '--data.train_json', 'trian.json')
     assert "did you mean 'train.json'?" in refuse(*train, '--data.train_json', 'trian.json')
-    assert 'there is no folder' in refuse(*train, '--data_root', world/'nowhere')
+    assert f"data_root: {world/'nowhere'} is not there; give the folder" in refuse(*train, '--data_root', world/'nowhere')
     assert 'is a folder' in refuse(*train, '--data.train_json', 'UCF_Crimes_Videos')
     line = refuse(*train, '--train.batch_size', '9')
     assert '8 training samples do not fill one batch of 9' in line and "'train.batch_size'" in line
@@ -386,6 +426,41 @@ def test_predict_without_a_video(run, tmp_path, world):
     assert files(run)==before
 
 # ---------------------------------------------------------------- runs, checkpoints, weights
+
+def test_a_recording_without_a_length_is_told(run, tmp_path):
+    import av
+    from vadnb.data.video_writing import numbered_frames
+    with av.open(str(tmp_path/'live.webm'), 'w', options=dict(live='1')) as c:
+        s = c.add_stream('libvpx-vp9', rate=25)
+        s.width,s.height,s.pix_fmt = 64, 48, 'yuv420p'
+        for x in [*numbered_frames(30), None]: c.mux(s.encode(x if x is None else av.VideoFrame.from_ndarray(x, format='rgb24').reformat(64, 48)))
+    (tmp_path/'torn.webm').write_bytes((tmp_path/'live.webm').read_bytes()[:-5])
+    code,_,err = vadnb('predict', tmp_path/'live.webm', tmp_path/'torn.webm', '--run', run, '--out', tmp_path/'out', '--pictures', 'none')
+    whole,torn = err.splitlines()
+    assert code==0 and whole.startswith('vadnb: warning: ') and 'live.webm: its header announces no length' in whole
+    assert 'torn.webm: it was cut off: byte' in torn
+
+def test_a_run_given_to_train_is_told_how_to_go_on(run):
+    assert f'to go on with that run: vadnb train --config {run}/config.yaml' in refuse('train', '--run', run)
+    assert f'for that run: vadnb verify --config {run}/config.yaml' in refuse('verify', '--run', run)
+
+def test_what_is_no_video_or_no_configuration_is_called_what_it_is(run, tmp_path):
+    (tmp_path/'a.jpg').write_bytes(b'\xff\xd8\xff\xe0'+bytes(99))
+    (tmp_path/'a.json').write_text('[]')
+    for name,kind in (('a.jpg', 'a JPEG image'), ('a.json', 'a JSON file')):
+        assert f'{name}: is {kind} and no video; give a video or a folder of pictures' in refuse('predict', tmp_path/name, '--run', run, '--out', tmp_path/'out')
+    for config in ('fgclip', 'uniad', 'adatad', 'action_cls'):
+        code,out,_ = vadnb('verify', '--config', f'{config}_demo', '--data_root', tmp_path/'a.jpg')
+        assert code==1 and 'a.jpg is a JPEG image and no folder; give the folder' in out and out.endswith('not ready\n')
+    assert f'{run}: is a folder and no configuration; give {run}/config.yaml in it' in refuse('train', '--config', run)
+
+def test_a_changed_width_is_named(run):
+    for words in (['eval', '--run', run], ['train', '--config', run/'config.yaml', '--train.steps', '4']):
+        assert "'model.image_size' is 16" in refuse(*words, '--model.image_size', '16')
+
+def test_configs_are_listed():
+    out = ends_well('configs')
+    assert all(any(l.startswith(name+' ') and len(l)>len(name)+20 for l in out.splitlines()) for name in ('fgclip_demo', 'uniad_mvtec'))
 
 def test_run_folders_that_exist(world, runs, run):
     before = files(runs)
@@ -543,3 +618,22 @@ def test_pictures_of_videos_are_drawn_or_not(world, run, tmp_path):
     assert {''.join(p.suffixes[-1:]) for p in (tmp_path/'a').iterdir()}=={'.json', '.csv', '.npz'} and (tmp_path/'a'/f'{path.stem}.layers.json').exists()
     assert 'ranks the images of a folder, and videos have no such order; use all or none' in refuse('predict', path, '--run', run, '--out', tmp_path/'b', '--pictures', 'worst', '--score.stride', '8')
     assert not (tmp_path/'b').exists()
+
+def test_videos_of_one_name_cost_themselves_before_anything_is_scored(world, run, tmp_path):
+    paths,out = sorted(world.rglob('*.mp4'))[:3], tmp_path/'out'
+    for k,name in ((0, 'a/x.mp4'), (1, 'b/x.mkv'), (0, 'b/z.avi'), (2, 'b/z.mp4')):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        shutil.copy(paths[k], tmp_path/name)
+    words = ['--run', run, '--out', out, '--pictures', 'none', '--score.stride', '8']
+    ends_well('predict', tmp_path/'a', *words)
+    before = files(out)
+    code,said,err = vadnb('predict', tmp_path/'b', *words)
+    first,second,count = err.splitlines()
+    assert code==3 and f"x.layers.json: results (of another file, x.mp4) lie where those of {tmp_path/'b'/'x.mkv'} would go" in first
+    assert f"{tmp_path/'b'/'z.mp4'}: is not scored, because its results would be called like those of {tmp_path/'b'/'z.avi'}; rename one" in second
+    assert count=='vadnb: error: 2 of 3 could not be scored' and 'z.avi: ' in said and 'x.mkv' not in said and 'z.mp4' not in said
+    assert before.items()<=files(out).items() and (out/'z.layers.json').exists()
+    # what was asked for by name too: the rest is done
+    code,said,err = vadnb('predict', tmp_path/'a'/'x.mp4', paths[1], *words)
+    assert code==3 and '(of this very file)' in err and '1 of 2 could not be scored' in err and f'{paths[1]}: ' in said
+    assert '(of this very file)' in refuse('predict', tmp_path/'a'/'x.mp4', *words)

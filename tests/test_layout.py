@@ -19,7 +19,7 @@ def tree(name): return ast.parse(source(name))
 def rank(module):
     "Place of `vadnb.<part>...` in the flow of data; core, requirements, config, plots and pictures come before everything"
     part = module.split('.')[1] if '.' in module else ''
-    if part in ('', 'core', 'requirements', 'config', 'faults', 'strangers', 'switches', 'plots', 'pictures', '_modidx'): return 0
+    if part in ('', 'core', 'requirements', 'config', 'faults', 'strangers', 'switches', 'kinds', 'meant', 'plots', 'pictures', '_modidx'): return 0
     return 1+layers.index(part)
 
 def imported(tree, module):

@@ -16,6 +16,7 @@ from types import UnionType
 from .core import ConfigError
 from .core import did_you_mean
 from .faults import errors_of, raise_all
+from .meant import no_configuration, old_flag
 from .strangers import shown
 
 # %% ../nbs/02_config.ipynb #f90930f5
@@ -139,6 +140,7 @@ def nearest_key(
     known, # dotted keys that exist
 )->str: # '; did you mean ...?' or '' when nothing is near
     "The key that was probably meant, phrased to stand at the end of an error"
+    if old := old_flag(word, known): return old
     last = lambda key: key.rpartition('.')[2]
     own = last(word).replace('-', '_')
     short = ''.join(part[:1] for part in own.split('_')) if '_' in own else None
@@ -326,11 +328,10 @@ def find_config(
     "Raises `ConfigError` with the nearest shipped name when nothing is found"
     if Path(name).suffix in ('.yaml', '.yml') or '/' in str(name):
         if Path(name).is_file(): return Path(name)
-        raise ConfigError(f'{name}: no such configuration file{did_you_mean(Path(name).stem, shipped_configs())}')
+        raise ConfigError(no_configuration(name, shipped_configs()))
     known = shipped_configs()
     if str(name) in known: return known[str(name)]
-    raise ConfigError(f"configuration '{name}' is not shipped{did_you_mean(name, known)} "
-                      f"(shipped: {', '.join(known) or 'none'}; or give the path of a .yaml file)")
+    raise ConfigError(no_configuration(name, known))
 
 # %% ../nbs/02_config.ipynb #0dd2c4e9
 def to_yaml(

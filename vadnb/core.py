@@ -11,6 +11,7 @@ __all__ = ['LOCKS', 'VadnbError', 'ConfigError', 'DataError', 'VideoError', 'Che
 # %% ../nbs/00_core.ipynb #9c85a750
 import contextlib, difflib, errno, gc, json, math, numbers, os, random, re, shutil, weakref
 from pathlib import Path
+from .kinds import file_kind
 
 # %% ../nbs/00_core.ipynb #253aae4d
 class VadnbError(Exception): "What the user can put right: the message names the file, the field and the fix"
@@ -83,7 +84,10 @@ def read_text(
         near = did_you_mean(path.name, [p.name for p in folder.iterdir()])
         raise error(f"{path}: no such file{near or '; check the path'}") from None
     except IsADirectoryError: raise error(f'{path}: is a folder; name a file') from None
-    except UnicodeDecodeError as e: raise error(f'{path}: not UTF-8 text (byte {e.start}); save it as UTF-8') from None
+    except UnicodeDecodeError as e:
+        kind = file_kind(path)
+        fix = f'it is {kind}, so give another file' if kind else 'save it as UTF-8'
+        raise error(f'{path}: not UTF-8 text (byte {e.start}); {fix}') from None
     except OSError as e: raise error(f'{str(path)[:300]}: cannot be read ({e.strerror}); check the path') from None
     except ValueError as e: raise error(f'{str(path)[:300]!r}: cannot be the name of a file ({e})') from None
 
@@ -295,7 +299,9 @@ def inside(
     base = _resolved(root, at)
     path = _resolved(base/str(relative), at, relative)
     if base!=path and base not in path.parents:
-        raise DataError(f"{at}path '{relative}' leads outside the data root {base}; use a path below it")
+        how = 'is absolute and leads' if Path(str(relative)).is_absolute() else 'leads'
+        raise DataError(f"{at}path '{relative}' {how} outside the data root {base}; write a path relative to that "
+                        'folder, or choose another with --data_root')
     return path
 
 # %% ../nbs/00_core.ipynb #65c13a04

@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['shared_out', 'dealt', 'measured_split', 'measure', 'evaluate_run', 'eval_', 'results_of', 'Prediction', 'twins',
-           'save_shared', 'saved_by_all', 'tell', 'warn_of_other_weights', 'predict', 'report', 'pictures']
+           'save_shared', 'saved_by_all', 'tell', 'warn_of_other_weights', 'free_of', 'predict', 'report', 'pictures']
 
 # %% ../../nbs/commands/02_use.ipynb #702473cb
 import dataclasses, os, time
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import field
+from itertools import chain
 from pathlib import Path
 from typing import Literal
+from .places import check_data_root
 from .places import check_inputs
 from .places import check_place
+from .places import clashes
+from .places import what_it_holds
+from .training import how_it_ended
 from .training import print_metrics
 from .words import bar
 from .words import command
@@ -99,6 +104,7 @@ def evaluate_run(
     from vadnb.train.card import read_card
     from vadnb.train.samples import how_many
     system,folder = load_run(run, which, overrides)
+    if '--data_root' in overrides: check_data_root(system.cfg)
     data = system.cfg.make_data()
     data.remember(read_card(folder)['facts'])
     n = how_many(measured_split(data))
@@ -106,10 +112,12 @@ def evaluate_run(
     if found is None: return system, folder
     metrics,lost = found[0], [u.why for u in found[1]]
     print(f'{run} ({folder.name}), {n} {data.noun}')
+    if unfinished := how_it_ended(run): print(unfinished)
     if lost: print(f'{len(lost)} of them could not be read and count in no figure:', *lost[:20], sep='\n  ')
     print_metrics(metrics, system.cfg.system)
     written = write_json(out or Path(run)/'eval.json',
-                         dict(checkpoint=folder.name, overrides=list(overrides), left_out=lost, metrics=metrics))
+                         dict(checkpoint=folder.name, run=unfinished or 'finished', overrides=list(overrides),
+                              left_out=lost, metrics=metrics))
     print(f'metrics: {written}')
     return system, folder
 
@@ -131,10 +139,14 @@ def results_of(
     path, # input
     counts, # its 'scored' and 'lost' grow
     mine=list, # picks from the list of what the input holds
+    clash=lambda items: {}, # what the input holds → item that has no place for its results → error
 ): # results, and errors in the place of what is damaged
-    "What a system says of an input; data that it refuses take their place among the results"
+    "What a system says of an input; what has no place is told first, and data that it refuses among the results"
     def found():
-        try: yield from system.predict(path, mine)
+        try:
+            lost = clash(what_it_holds(system, path))
+            yield from lost.values()
+            yield from system.predict(path, lambda items: mine([x for x in items if x not in lost]))
         except DataError as e: yield e
     for result in found():
         counts['lost' if isinstance(result, Exception) else 'scored'] += 1
@@ -153,12 +165,16 @@ class Prediction:
     written:dict = field(default_factory=dict) # path → name of the result it was written for
     pictures:str = 'all' # of which images of a folder one is drawn: all, worst, none
     guard:object = None # called with paths before they are written; raises `DataError`
+    going:dict = field(default_factory=dict) # place of a result → path of what was scored for it
 
     def results(self, path, mine=list):
         "What is said of an input, or of those things in it that `mine` picks, with its source"
         from vadnb.results.saving import signed_results
         cfg = self.system.cfg
-        return signed_results(results_of(self.system, path, self.counts, mine), cfg.system, cfg.name, self.checkpoint)
+        # without a guard, what lies there is replaced
+        def clash(items): return clashes(items, path, self.folder if self.guard else None, self.going)
+        found = results_of(self.system, path, self.counts, mine, clash)
+        return signed_results(found, cfg.system, cfg.name, self.checkpoint)
 
     def save(self, inputs):
         "Score inputs one after the other → generator of `Saved`"
@@ -228,16 +244,17 @@ def tell(
     counts, # how many were 'scored' and 'lost', when all of `found` is there
 )->int: # exit code: 0 when all is well, 2 when nothing could be saved, 3 when some could not
     "Print results as they come; what could not be scored is told on stderr, and counted at the end"
-    some = code = 0
+    some = code = refused = 0
     start = time.perf_counter()
     for lines,files,error in found:
-        if error is not None: code = complain(error); continue
+        if error is not None: code,refused = complain(error), refused+1; continue
         some += 1
         for line in lines: print(line)
         print(f"  {', '.join(map(str, files[:6]))}{f' and {len(files)-6} more' if files[6:] else ''}")
     n,seconds = counts['scored']+counts['lost'], max(time.perf_counter()-start, 1e-9)
     if (good := counts['scored'])>1: print(f'  {good} scored in {seconds:.1f} s, {good/seconds:.3g} a second')
     if counts['lost'] and n>1: complain(f"{counts['lost']} of {n} could not be scored")
+    if (unsaved := refused-counts['lost'])>0 and good>1: complain(f'{unsaved} of {good} scored could not be saved')
     return 3 if code and some else code
 
 # %% ../../nbs/commands/02_use.ipynb #3cf3b2ce
@@ -248,6 +265,16 @@ def warn_of_other_weights(
     "Evaluation sets thresholds, and a checkpoint between two evaluations holds those of older weights"
     if system.calibrated_at is None or folder.name==f'step-{system.calibrated_at:06d}': return
     warn(f'{folder.name} was not evaluated; its thresholds are those of step {system.calibrated_at}')
+
+# %% ../../nbs/commands/02_use.ipynb #1d2abd18
+def free_of(
+    inputs, # paths
+    taken:dict, # input → error, where its results lie already
+)->dict: # `taken`
+    "Raise the first error where there is nothing else to be scored"
+    if taken and not [p for p in inputs if p not in taken]:
+        raise next(iter(taken.values()))
+    return taken
 
 # %% ../../nbs/commands/02_use.ipynb #1d2abd19
 @command
@@ -262,21 +289,27 @@ def predict(
 )->int: # 0 when everything was scored, 3 when some inputs were damaged, 2 when nothing was saved
     "Score videos or images with a trained run: JSON, CSV, pictures and maps"
     quiet()
-    out = out or Path(run)/'predictions'
+    out,taken = out or Path(run)/'predictions', {}
     # a model takes its time to load; of a run that is not there `load_run` speaks first
     if Path(needed('run', run)).exists():
         check_inputs(inputs)
-        if os.environ.get('WORLD_SIZE', '1')=='1': check_place(inputs, out, run)
+        if os.environ.get('WORLD_SIZE', '1')=='1': taken = free_of(inputs, check_place(inputs, out, run))
+    from vadnb.results.saving import Saved
     from vadnb.results.unfinished import Unfinished
     from vadnb.systems.registry import load_run
     system,folder = load_run(run, which, overrides)
     processes = shared_out(system.cfg)
     system.to(processes.device)
     if processes.main: warn_of_other_weights(system, folder)
-    if processes.world>1: processes.in_main(lambda: check_place(inputs, out, run))
+    if processes.world>1: taken = free_of(inputs, processes.in_main(lambda: check_place(inputs, out, run)))
+    inputs = [p for p in inputs if p not in taken]
     unfinished = Unfinished(out)
     prediction = Prediction(system, folder.name, out, overlay, pictures=pictures, guard=unfinished)
-    try: code = tell(*saved_by_all(prediction, inputs, processes))
+    if processes.main: prediction.counts['lost'] += len(taken)
+    first = [Saved([], [], e) for e in taken.values()]*processes.main
+    try:
+        rows,counts = saved_by_all(prediction, inputs, processes)
+        code = tell(chain(first, rows), counts)
     except BaseException:
         unfinished.break_off()
         raise

@@ -13,6 +13,7 @@ from ..config import refused
 from ..config import shipped_configs
 from ..core import ConfigError
 from ..core import did_you_mean
+from ..meant import old_flag
 from ..strangers import plain_text
 
 # %% ../../nbs/commands/00_words.ipynb #f8aa1ea7
@@ -111,7 +112,7 @@ def part_words(
         if key in ('help', 'print_config'): (mine if key=='help' else others).append(w); i += 1; continue
         i += 1 if has_value else 2
         if not has_value and (i>len(words) or words[i-1].startswith('--')):
-            raise ConfigError(f"command line: '--{key}' needs a value")
+            raise ConfigError(f"command line: '--{key}' needs a value{'' if own_key else old_flag(key)}")
         (mine if own_key else others).extend([f'--{key}', value if has_value else words[i-1]])
     return mine, others
 

@@ -86,7 +86,7 @@ class VideoSource:
             # a time is the place of a picture, so that what is missing before it moves it
             if video.events: reader.check_order()
             notes = [*check_decoder(video, path, clock.frames, clock.duration, clock.even),
-                     *(f'{path}: {line}' for line in reader.shifts)]
+                     *(f'{path}: {line}' for line in filter(None, [*reader.shifts, reader.open_end]))]
             self.laid[video.name] = laid(self.form, clock, tuple(notes), video.name, self.least)
         return self.laid[video.name]
 

@@ -15,6 +15,7 @@ from ..core import VideoError
 from .container import announced_frames
 from .container import orientation_of
 from .container import shown_codecs
+from .container import open_end
 from .container import opened
 from .container import packet_table
 from .container import regular_file
@@ -37,6 +38,7 @@ class VideoFacts:
     announced: int        # frames that the header announces to be shown; 0 where it does not
     duration: float|None  # seconds the header announces
     broken: str           # where the container's structure breaks, or ''
+    open_end: str         # what is to be said of an end that no header announces, or ''
     why: str              # why frames are counted by decoding; '' where the packet table is used
     pts: np.ndarray|None = None  # presentation time of each frame in ticks, increasing; None while unknown
     keys: np.ndarray|None = None # indices of frames where decoding can start; None on the sequential path
@@ -75,12 +77,13 @@ def learn_facts(
         facts = dict(path=path, stream=s.index, streams=len(c.streams.video), container=c.format.name,
                      codec=s.codec_context.name, tick=s.time_base, rate=s.average_rate or s.guessed_rate,
                      announced=announced_frames(c, s), broken=structure_fault(path),
-                     duration=c.duration/1e6 if c.duration else None)
+                     duration=c.duration/1e6 if c.duration else None, open_end='' if c.duration else open_end(path))
         table,why = None,'damage is allowed' if keep else facts['broken']
         try:
             if not why: table,why = packet_table(c, s, st.st_size)
         except av.FFmpegError as e: why = e.strerror
     if table: facts |= dict(pts=table[0], keys=table[1], frames=len(table[0]))
+    facts['problems'] = [facts['open_end']]*bool(facts['open_end'])
     facts = VideoFacts(**facts, why=why, **_first_frame(path, stream, facts['broken']))
     if len(known_facts)>=4096: known_facts.pop(next(iter(known_facts)))
     known_facts[key] = facts

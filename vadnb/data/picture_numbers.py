@@ -59,7 +59,8 @@ def number_faults(
 def warn_of_numbers(
     reader, # `VideoReader` of what is predicted: a video has no numbers
 ):
-    "A `DataWarning` where the numbers of a folder's pictures are not the frames that results speak of"
+    "A `DataWarning` where pictures' numbers are not the frames that results speak of, or an end may be missing"
+    if reader.open_end: warnings.warn(f'{reader.path}: {reader.open_end}', DataWarning, stacklevel=2)
     if not reader.shifts: return
     warnings.warn(f"{reader.path}: {'; '.join(reader.shifts)}: results count frames by their place in the folder, "
                   'and not by these numbers', DataWarning, stacklevel=2)

@@ -17,6 +17,7 @@ from ..core import ConfigError, DataError, DataWarning, did_you_mean
 from .annotation import AnnotatedVideo, check_count, check_events, find_videos, frame_truth
 from .annotation import read_videos, resolve_path, truth_segments, video_name
 from .regions import Clip, check_length, clip_captions, read_regions, region_captions, region_notes, tokenise
+from .regions import truth_notes
 from .sampling import event_indices, segment_indices, uniform_indices
 from .transforms import horizontal_flip
 from .video import VideoReader
@@ -181,6 +182,9 @@ def _take_truth(self, annotation):
             raise DataError(f"{annotation}: has no entry for '{c.name}' of {c.where}; "
                             f"add it{did_you_mean(c.name, self.annotation)}")
     self.segments = truth_segments(self.clips if annotation is None else self.annotation)
+    notes = truth_notes(self.clips, self.annotation, annotation) if self.annotation else []
+    for line in notes: warnings.warn(f'{self.json_path}: {line}', DataWarning, stacklevel=4)
+    self.region_notes = [*self.region_notes, *notes]
 
 RegionClips._take_truth = _take_truth
 
@@ -193,7 +197,8 @@ def _reader(self, i): # of `RegionClips` or `AnnotatedClips`
 
 def _differences(self, i, reader)->list: # lines, in which annotation and video differ without meaning another video
     "`DataError` where video `i` is not the one that was annotated"
-    name,path,notes = self.names[i],self.paths[i],[]
+    name,path = self.names[i],self.paths[i]
+    notes = [f'{path}: {reader.open_end}']*bool(reader.open_end)
     tracks = self.clips[i].tracks if hasattr(self, 'clips') else ()
     if tracks or self.segments[name]: reader.check_order()
     else: notes += [f'{path}: {line}' for line in reader.shifts]

@@ -176,6 +176,12 @@ def mixed(self:VideoReader)->str: # in words; '' of a file, which says so as soo
     "Which picture of a folder has another size"
     return self._source.mixed if self._source.facts is None else ''
 
+# %% ../../nbs/data/10_video.ipynb #69b7e280
+@patch(as_prop=True)
+def open_end(self:VideoReader)->str: # in words; '' of a folder, and of a file whose header announces its length
+    "Why nobody knows whether the file is whole, or that it is not"
+    return self._source.facts.open_end if self._source.facts else ''
+
 # %% ../../nbs/data/10_video.ipynb #69b7e28c
 @patch
 def check_order(self:VideoReader):

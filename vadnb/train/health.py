@@ -263,6 +263,10 @@ class OscillationCheck(Check):
                   losses=[round(v, 6) for v in self.recent])
 
     def state(self): return HOLDS if len(self.recent)>=48 else WAITS
+    def says(self):
+        if len(self.recent)>=48: return ''
+        return (f'needs 48 logged rows of the loss and has {len(self.recent)}; a longer run or a smaller '
+                'train.log_every gives them')
     def state_dict(self): return dict(start=self.start, recent=self.recent, candidates=self.candidates)
     def load_state_dict(self, state):
         self.start,self.recent,self.candidates = (state[k] for k in ('start', 'recent', 'candidates'))

@@ -9,6 +9,7 @@ __all__ = ['readable_row', 'step_row', 'pass_row', 'first_batch', 'batch_row', '
 # %% ../../nbs/train/58_verify.ipynb #506c9eaf
 import contextlib
 import math
+import os
 from pathlib import Path
 import torch
 from ..core import CheckpointError
@@ -142,8 +143,11 @@ def copies_row(
                            'and what is judged by')]
     leaks = [g for g in found if len({k for k,_ in g})>1]
     inside = [g for g in found if g not in leaks and g[0][0]=='train' and len({p.resolve() for _,p in g})<len(g)]
-    def named(group): return joined(f'{p} ({k})' for k,p in group)
-    says = listed((f'{named(g)} are the same' for g in leaks+[g for g in found if g not in leaks]), 3)
+    # what all paths begin with is said once
+    root = Path(os.path.commonpath([p.parent.absolute() for g in found for _,p in g]))
+    def named(group): return joined(f'{p.absolute().relative_to(root)} ({k})' for k,p in group)
+    same = (f'{named(g)} are the same' for g in leaks+[g for g in found if g not in leaks])
+    says = f'below {root}: {listed(same, 3)}'
     fix = 'take them out of one split' if leaks else 'keep one of them, and join what is said of it'
     return [('copies', False if inside or any('valid' in dict(g) for g in leaks) else None, f'{says}; {fix}')]
 

@@ -94,7 +94,8 @@ class Clips(ActionVideos):
         "What is odd about the pictures of a clip"
         i,view = self.place(k)
         videos = self.entries[i].videos if view==0 else ()
-        return [f'{v}: {line}' for v in videos for line in opened_video(v, self.reader.picture_fps).shifts]
+        readers = {v: opened_video(v, self.reader.picture_fps) for v in videos}
+        return [f'{v}: {line}' for v,r in readers.items() for line in filter(None, [*r.shifts, r.open_end])]
 
 # %% ../../../nbs/systems/action_cls/01_data.ipynb #63e69021
 class ClipSets(Dataset):

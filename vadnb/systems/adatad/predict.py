@@ -49,7 +49,7 @@ def raw_windows(
     name,folder = video_name(path), Path(path).is_dir()
     if folder and cfg.score.folder_fps is None:
         raise ConfigError(f'{path}: a folder of pictures has no frame rate; give --score.folder_fps')
-    if folder: warn_of_numbers(VideoReader(path, fps=cfg.score.folder_fps))
+    warn_of_numbers(VideoReader(path, fps=cfg.score.folder_fps) if folder else VideoReader(path))
     video = ActionVideo(name, fps=cfg.score.folder_fps if folder else None)
     annotation = ActionAnnotation(str(path), list(classes), {name: video})
     return ActionWindows(annotation, [name], make_source(cfg, {name: path}), cfg.data.test_overlap)

@@ -10,6 +10,7 @@ __all__ = ['READ', 'signals', 'SignalCheck', 'FewCandidatesCheck', 'CollapseChec
 import math
 import numpy as np
 from fastcore.basics import patch
+from ...core import joined
 from ...metrics.classification_tables import wilson_interval
 from ...train.baselines import FEW
 from ...train.verdicts import HOLDS
@@ -56,6 +57,9 @@ class FewCandidatesCheck(SignalCheck):
     "A contrastive loss with fewer than eight candidates"
     code,what,rows,least = 'few_candidates', 'each contrastive loss has eight candidates or more', 3, 8
     steps = 50
+    def __init__(self): super().__init__(); self.few = {}
+    def after_step(self): self.tell(super().after_step)
+    def after_fit(self): self.tell(super().after_fit)
     def judge(self, name, rows):
         L = self.learner
         bank = L.system.banks().get(name)
@@ -64,10 +68,19 @@ class FewCandidatesCheck(SignalCheck):
         if L.cfg.loss.kind!='infonce' or soon: return
         n = float(np.mean(self.values(rows, 'candidates')))
         # of a single one another check speaks
-        if not 1<n<self.least: return self.take_back(name)
-        self.find('warning', f'the {name} loss chooses among {n:.1f} candidates: a guess is right one time in '
-                  f'{n:.0f}, and fewer than {self.least} teach little; raise --train.batch_size, or give the loss a '
-                  'memory bank', key=name, candidates=n)
+        if 1<n<self.least: self.few[name] = n
+        else: self.few.pop(name, None)
+    def tell(self, look):
+        "One batch is the cause, whichever losses feel it: one finding, told again when it is of others"
+        before = {*self.few}
+        look()
+        if {*self.few}==before: return
+        self.take_back()
+        if not self.few: return
+        says = joined(f'the {name} loss chooses among {n:.1f}' for name,n in self.few.items())
+        self.find('warning', f'{says} candidates: a guess is right one time in {min(self.few.values()):.0f}, and fewer '
+                  f'than {self.least} teach little; raise --train.batch_size, or give the loss a memory bank',
+                  candidates=dict(self.few))
 
 # %% ../../../nbs/systems/fgclip/10_signals.ipynb #1097db81
 class CollapseCheck(SignalCheck):
