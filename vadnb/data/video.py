@@ -126,6 +126,8 @@ class VideoReader:
 
     def __len__(self): return self._source.frames
     def __iter__(self): return (np.ascontiguousarray(x) for _,x in self._source.read(None))
+    # why nobody knows whether a file is whole, or that it is not, in words; '' where its header announces its length
+    open_end = property(lambda self: self._source.facts.open_end if self._source.facts else '')
 
     def get_batch(self,
         indices, # frame indices in any order, repeats allowed: sequence, NumPy array or tensor of integers
@@ -175,12 +177,6 @@ def shifts(self:VideoReader)->list: # in words; none of a file
 def mixed(self:VideoReader)->str: # in words; '' of a file, which says so as soon as it is decoded
     "Which picture of a folder has another size"
     return self._source.mixed if self._source.facts is None else ''
-
-# %% ../../nbs/data/10_video.ipynb #69b7e280
-@patch(as_prop=True)
-def open_end(self:VideoReader)->str: # in words; '' of a folder, and of a file whose header announces its length
-    "Why nobody knows whether the file is whole, or that it is not"
-    return self._source.facts.open_end if self._source.facts else ''
 
 # %% ../../nbs/data/10_video.ipynb #69b7e28c
 @patch
