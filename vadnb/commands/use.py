@@ -117,7 +117,7 @@ def evaluate_run(
     print_metrics(metrics, system.cfg.system)
     written = write_json(out or Path(run)/'eval.json',
                          dict(checkpoint=folder.name, run=unfinished or 'finished', overrides=list(overrides),
-                              left_out=lost, metrics=metrics))
+                              left_out=lost, samples=n, noun=data.noun, metrics=metrics))
     print(f'metrics: {written}')
     return system, folder
 

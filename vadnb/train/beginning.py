@@ -107,7 +107,7 @@ def describe(
               for g in L.optimizer.param_groups if L.system.by_gradient]
     return dict(time=time.strftime('%Y-%m-%dT%H:%M:%S+00:00', time.gmtime()), system=L.cfg.system,
                 samples=len(L.train), valid_samples=len(L.valid) if L.valid is not None else 0,
-                batch_size=L.batches.size*t.accumulate, world=L.processes.world,
+                noun=L.data.noun, batch_size=L.batches.size*t.accumulate, world=L.processes.world,
                 device=str(L.device), precision=t.precision, total_steps=L.total_steps,
                 steps_per_epoch=L.steps_per_epoch, metric=L.metric, metric_mode=L.metric_mode,
                 parameters=dict(trainable=count(L.trained), frozen=count(frozen)), groups=groups,
