@@ -516,6 +516,20 @@ def test_a_base_without_tokenizer_is_named(world, run, tmp_path):
     code,_,err = vadnb('eval', '--run', run, '--model.base', tmp_path/'base')
     assert code==2 and 'tokenizer.json: no such file' in err
 
+def test_an_adapter_and_a_decoder_are_measured_and_used_without_a_run(world, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = find_checkpoint(run)
+    own = ('--config', 'action_cls_demo', *words(world, tmp_path, 'alone', *given(world), '--model.adapter', folder, '--decoder.weights', folder))
+    clip = next((world/'ucf'/'UCF-101'/'MovingUp').iterdir())
+    for words_ in (own, ('--run', run, '--which', 'last')):
+        code,out,err = vadnb('eval', *words_, '--out', 'run.json') if words_ is not own else vadnb('eval', *words_)
+        assert code==0, err
+        code,out,err = vadnb('predict', clip, *words_, '--out', 'own' if words_ is own else 'run')
+        assert code==0, err
+    assert read_json('alone_eval.json')['metrics']==read_json('run.json')['metrics']
+    a,b = (read_json(next(Path(p).glob('*.layers.json')))['layers'] for p in ('own', 'run'))
+    assert [{**l, 'source': 0} for l in a]==[{**l, 'source': 0} for l in b] and len(a)
+
 def test_an_adapter_and_a_decoder_are_a_start(world, run, tmp_path):
     folder = find_checkpoint(run)
     start = '--model.adapter', folder, '--decoder.weights', folder

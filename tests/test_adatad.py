@@ -176,6 +176,24 @@ def test_a_run_says_what_of_the_annotation_it_does_not_use(world, tmp_path):
     assert [(f['severity'], len(f['evidence']['lines'])) for f in told]==[('note', 1)]*2
     assert 'written twice' in told[0]['message'] and '400 s is cut to the video' in told[1]['message']
 
+def test_a_detector_of_others_is_measured_and_used_without_a_run(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fit(config(world, tmp_path, 'run', '--train.ema', 'null')).run
+    held,own = find_checkpoint(run), words(world, tmp_path, 'alone')
+    given = ('--config', 'adatad_demo', *own, '--model.pretrained', 'true', '--model.weights', held/'backbone.safetensors', '--detector.weights', held/'detector.safetensors')
+    video = world.path(world.names('test')[0])
+    for words_ in (given, ('--run', run, '--which', 'last')):
+        code,out,err = vadnb('eval', *words_)
+        assert code==0, err
+        code,out,err = vadnb('predict', video, *words_, '--score.threshold', '0.001')
+        assert code==0, err
+    alone = read_json('alone_eval.json')
+    assert alone['checkpoint']=='backbone.safetensors and detector.safetensors' and alone['metrics']==read_json(run/'eval.json')['metrics']
+    a,b = (read_json(next(Path(p).glob('*.layers.json')))['layers'] for p in ('alone_predictions', run/'predictions'))
+    assert [{**l, 'source': 0} for l in a]==[{**l, 'source': 0} for l in b] and len(a)
+    code,_,err = vadnb('predict', video, *given[:-2], '--out', tmp_path/'other')
+    assert code==2 and "rest on model.weights and detector.weights, and 'detector.weights' is null" in err, err
+
 # ---------------------------------------------------------------- what a checkpoint holds
 
 def test_every_part_that_trains_is_in_the_optimizer_and_comes_back(world, tmp_path):

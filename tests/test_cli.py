@@ -527,6 +527,30 @@ def test_a_run_outlives_the_weights_it_started_from(world, runs, tmp_path, no_pa
     assert 'done at step 2 of 2' in ends_well('train', *options(world, runs, 'finetuned'), *words, '--train.steps', '2')
     assert '4 videos' in ends_well('eval', '--run', runs/'finetuned', '--out', tmp_path/'eval.json')
 
+def test_weights_of_others_are_measured_and_used_without_a_run(world, runs, tmp_path, no_page, monkeypatch):
+    from vadnb.models.clip import CLIP
+    monkeypatch.chdir(tmp_path)
+    CLIP('tiny').clip.save_pretrained(tmp_path/'clip')
+    words = ['--model.pretrained', 'true', '--model.size', 'null', '--model.weights', tmp_path/'clip']
+    # a run that stands still has the same weights, and calibrates them on the same videos
+    ends_well('train', *options(world, runs, 'still'), *words, '--train.steps', '1', '--optim.lr', '1e-30')
+    ends_well('eval', '--run', runs/'still')
+    out = ends_well('eval', *options(world, runs, 'alone'), *words)
+    assert 'thresholds: set by 4 validation videos' in out and 'fgclip_demo (clip), 4 videos' in out
+    alone,still = read_json('alone_eval.json'), read_json(runs/'still'/'eval.json')
+    assert (alone['run'], alone['checkpoint'], alone['samples'])==('none', 'clip', 4)
+    assert alone['metrics']==still['metrics'] and any(k.startswith('baseline/frame_auc/') for k in alone['metrics'])
+    video = next(world.rglob('*.mp4'))
+    ends_well('predict', video, '--run', runs/'still')
+    ends_well('predict', video, *options(world, runs, 'alone'), *words)
+    a,b = (read_json(next(Path(p).glob('*.layers.json'))) for p in ('alone_predictions', runs/'still'/'predictions'))
+    assert [l['kind'] for l in a['layers']]==[l['kind'] for l in b['layers']] and {**a['layers'][0], 'source': 0}=={**b['layers'][0], 'source': 0}
+    # without data nothing is calibrated, and that is said
+    code,out,err = vadnb('predict', video, '--out', tmp_path/'out', *[w if w!=world else tmp_path for w in options(world, runs, 'alone')], *words, '--data_root', tmp_path)
+    assert code==0 and 'vadnb: warning: nothing is calibrated' in err and 'valid.json' in err, err
+    assert 'rest on model.weights, and that is null' in refuse('predict', video, *options(world, runs, 'random'))
+    assert not Path('random_predictions').exists()
+
 # ---------------------------------------------------------------- disks
 
 @contextlib.contextmanager

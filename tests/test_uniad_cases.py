@@ -4,7 +4,7 @@ import numpy as np, pytest
 from PIL import Image
 from command import vadnb
 from test_uniad_system import config, few_pictures, picture, train, words
-from vadnb.commands.use import measured_split
+from vadnb.commands.measuring import measured_split
 from vadnb.core import ConfigError, DataError, read_json
 from vadnb.data.image_lists import read_meta
 from vadnb.data.masks import read_mask

@@ -740,6 +740,24 @@ def test_official_checkpoint(layout, world, tmp_path):
     for k,v in system.head.state_dict().items(): assert torch.equal(v, state[f'module.reconstruction.{k}'])
     assert sum(p.numel() for p in system.parameters() if p.requires_grad)==layout['counts']['reconstruction_parameters']
 
+def test_a_head_of_others_is_measured_and_used_without_a_run(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert 'rest on model.weights and model.pretrained' in refuse('eval', '--config', 'uniad_demo', *words(world, tmp_path, 'alone'))
+    some = ('--model.pretrained', 'true', '--model.backbone_weights', weights_file(tmp_path/'a.safetensors', 1), '--model.start', 'xavier', '--model.backbone', 'resnet18')
+    learner = train(world, tmp_path, 'run', *some, '--train.epochs', '1')
+    save_file(dict(learner.system.head.state_dict()), 'head.safetensors')
+    own = ('--config', 'uniad_demo', *words(world, tmp_path, 'alone', *some, '--model.weights', 'head.safetensors'))
+    for words_ in (own, ('--run', learner.run)):
+        code,out,err = vadnb('eval', *words_)
+        assert code==0, err
+        code,out,err = vadnb('predict', world/'dots'/'test', *words_)
+        assert code==0 and ' alarms' in out, err
+    alone,run = read_json('alone_eval.json'), read_json(learner.run/'eval.json')
+    # a memory lies beside what was trained here, and no official checkpoint has one
+    assert alone['metrics']=={k: v for k,v in run['metrics'].items() if '/memory' not in k}
+    a,b = (next(Path(p).rglob('scores.csv')).read_text() for p in ('alone_predictions', learner.run/'predictions'))
+    assert a==b
+
 def test_skipping_needs_no_cache(copy, tmp_path):
     "A cache reads every image before the first step, so that none can be skipped"
     bad = config(copy, tmp_path, 'x').make_data().split('train').records[3]

@@ -4,7 +4,8 @@ from importlib import import_module
 __version__ = "0.2.0"
 # imported when it is first asked for: who wants one name should not wait for all
 _ROOMS = dict(VideoReader='data.video', Track='data.tracks', fit='train.learner', load_config='systems.registry',
-              load_run='systems.registry', register='systems.registry', evaluate_run='commands.use', VadnbError='core')
+              load_run='systems.registry', register='systems.registry', evaluate_run='commands.measuring',
+              load_pretrained='systems.registry', VadnbError='core')
 __all__ = [*_ROOMS]
 
 def __getattr__(name):

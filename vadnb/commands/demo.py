@@ -11,7 +11,7 @@ from pathlib import Path
 from .side_by_side import side_by_side
 from .training import ended
 from .training import stopped_by_signal
-from .use import evaluate_run
+from .measuring import evaluate_run
 from .use import Prediction
 from .words import bar
 from .words import command

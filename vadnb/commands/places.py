@@ -114,14 +114,14 @@ def clashes(
 def check_place(
     inputs, # paths
     out, # folder for the results
-    run, # run folder
+    run, # run folder; None: without one
 )->dict: # input → error, for those whose results lie there already
     "Clear away what killed predictions have left; raise `DataError` where nothing can be written"
     from vadnb.results.unfinished import clear_unfinished
     from vadnb.results.unfinished import through_link
     out = Path(out)
     # a run folder may come from a stranger, and so its links
-    link = through_link(run, out) if Path(run) in out.parents else None
+    link = through_link(run, out) if run is not None and Path(run) in out.parents else None
     if link is not None:
         raise DataError(f'{link}: is a link, which results would be written through; choose another --out')
     if n := clear_unfinished(out): warn(f'{out}: {n} files of a prediction that was cut off are removed')

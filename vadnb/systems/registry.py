@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['REGISTERED', 'BESIDE', 'register', 'system_names', 'found_here', 'imported', 'own_system', 'is_own', 'system_module',
            'config_class', 'class_for', 'load_config', 'Demo', 'offer', 'offering', 'needed_offer', 'misfit_words',
-           'load_run']
+           'check_trained', 'load_pretrained', 'load_run']
 
 # %% ../../nbs/systems/59_registry.ipynb #a8aa8a8a
-import dataclasses, gc, os, re, sys
+import dataclasses, gc, os, re, sys, warnings
 from dataclasses import asdict
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,12 +22,16 @@ from ..config import flatten
 from ..config import find_config
 from ..core import CheckpointError
 from ..core import ConfigError
+from ..core import DataError
+from ..core import DataWarning
 from ..core import did_you_mean
 from ..core import joined
 from ..core import read_yaml
+from ..core import set_seed
 from ..core import uncollected
 from ..data.image_files import SourceLimits
 from ..data.image_files import limit_pixels
+from ..switches import is_read
 
 # %% ../../nbs/systems/59_registry.ipynb #e7de00d4
 REGISTERED = {} # name → module, or the name of one: systems of this process beside the folders
@@ -196,6 +200,43 @@ def misfit_words(
     changes = {k: (a, b) for k,(a,b) in config_changes(read_yaml(config), asdict(cfg)).items() if k in old}
     says = [f"'{k}' is {b} and was {a}" for k,(a,b) in changes.items() if not BESIDE.match(k)]
     return f"; what differs from {config}: {', '.join(says)}" if says else ''
+
+# %% ../../nbs/systems/59_registry.ipynb #f546053b
+def check_trained(
+    cfg, # a system's configuration
+    config, # its name or path, for the message
+):
+    "Raise `ConfigError` where predictions would rest on random weights"
+    keys = [k for k in cfg.rests_on if is_read(cfg, k)]
+    if not keys:
+        raise ConfigError(f'{config}: {cfg.system} as configured has to be trained; train it (vadnb train --config '
+                          f'{config}), and give --run FOLDER')
+    values = flatten(asdict(cfg))
+    for key in keys:
+        if values[key]: continue
+        found = 'false' if values[key] is False else 'null'
+        raise ConfigError(f'{config}: without a run, predictions of {cfg.system} rest on {joined(keys)}, and '
+                          f"{'that' if not keys[1:] else repr(key)} is {found}; set --{key}, or give --run FOLDER")
+
+def load_pretrained(
+    config, # shipped configuration, or path of a YAML file
+    overrides=(), # command-line words: ['--model.weights', 'clip.safetensors']
+): # (system in eval mode, its `Data`, names of the weights in words)
+    "A system with weights of others, as a run would begin with them, not calibrated; raises as `check_trained`"
+    from vadnb.train.card import from_facts, plain_facts
+    cfg = load_config(config, list(overrides))
+    check_trained(cfg, config)
+    set_seed(cfg.seed)
+    data = cfg.make_data()
+    try: facts = plain_facts(data)
+    except DataError as e:
+        warnings.warn(f'{e}; what they would tell, such as classes, is taken from the configuration', DataWarning)
+        facts = None
+    system = from_facts(cfg, facts)
+    system.start(True)
+    values = flatten(asdict(cfg))
+    names = [Path(values[k]).name for k in cfg.rests_on if isinstance(values[k], str)]
+    return system.eval(), data, joined(names)
 
 # %% ../../nbs/systems/59_registry.ipynb #f546052e
 def load_run(

@@ -239,6 +239,8 @@ class RunConfig:
     train:TrainConfig = section(TrainConfig)
     # of a system's own, see `check_rules` and `check_conflicts`
     rules = conflicts = ()
+    # keys that name trained weights of others: with all of them set it predicts without a run; (): it must be trained
+    rests_on = ()
 
     def __post_init__(self):
         check_rules(self, [*RUN_RULES, *self.rules])

@@ -298,7 +298,7 @@ class Config(RunConfig):
     rates:RateConfig = section(RateConfig)
     score:ScoreConfig = section(ScoreConfig)
     rules,conflicts = [*DATA_RULES, *MODEL_RULES, *LEARNING_RULES], CONFLICTS
-    read_when = READ_WHEN
+    read_when,rests_on = READ_WHEN, ('model.base', 'model.adapter', 'decoder.weights')
 
     def __post_init__(self):
         super().__post_init__()

@@ -333,7 +333,7 @@ class Config(RunConfig):
     loss:LossConfig = section(LossConfig)
     rates:RateConfig = section(RateConfig)
     score:ScoreConfig = section(ScoreConfig)
-    rules,conflicts,read_when = RULES, CONFLICTS, READ_WHEN
+    rules,conflicts,read_when,rests_on = RULES, CONFLICTS, READ_WHEN, ('model.weights', 'detector.weights')
 
     def __post_init__(self):
         super().__post_init__()

@@ -218,7 +218,7 @@ class Config(RunConfig):
     bank:BankConfig = section(BankConfig)
     rates:RateConfig = section(RateConfig)
     score:ScoreConfig = section(ScoreConfig)
-    conflicts,read_when = CONFLICTS, READ_WHEN
+    conflicts,read_when,rests_on = CONFLICTS, READ_WHEN, ('model.weights',)
 
     def make_data(self):
         "→ `FGCLIPData`; reads annotation when a split is asked for, decodes nothing"

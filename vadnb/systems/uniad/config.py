@@ -214,6 +214,7 @@ class Config(RunConfig):
     loss:LossConfig = section(LossConfig)
     score:ScoreConfig = section(ScoreConfig)
     rules,conflicts,read_when = RULES, CONFLICTS, READ_WHEN
+    rests_on = property(lambda self: () if is_memory(self) else ('model.weights', 'model.pretrained'))
 
     def __post_init__(self):
         self.model = settled(self.model)
