@@ -12,6 +12,7 @@ from test_real import finish, start
 from toy_system import StopAt, curve, rows
 from vadnb.core import CheckpointError, ConfigError, DataError, VadnbError, read_json, write_json
 from vadnb.data.action_sets import ssv2, ucf101
+from vadnb.data.video import VideoReader
 from vadnb.models.action_decoder import ActionDecoder
 from vadnb.models.qwen_vl import QwenVL
 from vadnb.models.tiny_qwen import tiny_folder
@@ -515,6 +516,13 @@ def test_a_base_without_tokenizer_is_named(world, run, tmp_path):
     (tmp_path/'base'/'tokenizer.json').unlink()
     code,_,err = vadnb('eval', '--run', run, '--model.base', tmp_path/'base')
     assert code==2 and 'tokenizer.json: no such file' in err
+
+def test_frames_in_memory_are_a_clip(world, run):
+    path = next((world/'ucf'/'UCF-101'/'MovingUp').iterdir())
+    reader = VideoReader(path)
+    system,_ = load_run(run, overrides=['--pixels.folder_fps', str(reader.fps)])
+    (a,),(b,) = system.predict(path), system.predict(torch.from_numpy(reader[:]).permute(0, 3, 1, 2))
+    assert np.array_equal(a.probabilities, b.probabilities)
 
 def test_an_adapter_and_a_decoder_are_measured_and_used_without_a_run(world, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

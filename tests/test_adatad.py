@@ -176,6 +176,13 @@ def test_a_run_says_what_of_the_annotation_it_does_not_use(world, tmp_path):
     assert [(f['severity'], len(f['evidence']['lines'])) for f in told]==[('note', 1)]*2
     assert 'written twice' in told[0]['message'] and '400 s is cut to the video' in told[1]['message']
 
+def test_frames_in_memory_are_a_video(run, world):
+    path = world.path(world.names('test')[0])
+    fps = VideoReader(path).fps
+    system,_ = load_run(run, overrides=['--score.threshold', '0.001', '--score.folder_fps', str(fps)])
+    (a,),(b,) = system.predict(path), system.predict(VideoReader(path)[:])
+    assert len(a.segments) and np.array_equal(a.segments, b.segments) and list(a.labels)==list(b.labels)
+
 def test_a_detector_of_others_is_measured_and_used_without_a_run(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = fit(config(world, tmp_path, 'run', '--train.ema', 'null')).run

@@ -13,6 +13,8 @@ from fastcore.basics import patch
 from torch import nn
 from ...core import CheckpointError
 from ...core import DataError
+from ...data.in_memory import each_or_error
+from ...data.in_memory import predicted
 from ...losses.classification import class_balanced_weights
 from ...losses.classification import loss_terms
 from ...losses.classification import mean_over_processes
@@ -224,19 +226,19 @@ def look(self:ActionCls, batch)->list: # a `Look` for each sample
 # %% ../../../nbs/systems/action_cls/02_system.ipynb #ae78c40e
 @patch
 def predict(self:ActionCls,
-    source, # a clip, a folder of pictures, a folder of clips, or of folders that are called like classes
+    source, # a clip, a folder of pictures, of clips or of folders called like classes, or frames in memory
     mine=list, # picks from the list of its clips those that are wanted
 ): # generator
     "→ a `ClassPrediction` for each clip, and for one that is damaged its `DataError`"
     reader = ActionData(self.cfg).reader()
     def look(batch): return self.look(to_device(batch, self.device))
     classes = self.sets[head_of(self.cfg, self.sets)]['classes']
-    for path,name,true in mine(clips_of(source, classes)):
+    def one(clip):
+        path,name,true = clip
         # what is known of other videos is not needed again
         reader.facts.clear()
-        try: found = predict_video(path, name, look, reader, self.cfg, self.sets, self.calibration, true)
-        except DataError as e: found = e
-        yield found
+        return predict_video(path, name, look, reader, self.cfg, self.sets, self.calibration, true)
+    return predicted(source, lambda path: each_or_error(one, mine(clips_of(path, classes))))
 
 # %% ../../../nbs/systems/action_cls/02_system.ipynb #a22e07e1
 @patch

@@ -13,9 +13,10 @@ from torch import nn
 from types import SimpleNamespace
 from ...core import CheckpointError
 from ...core import ConfigError
-from ...core import DataError
 from ...strangers import shown
 from ...data.annotation import videos_of
+from ...data.in_memory import each_or_error
+from ...data.in_memory import predicted
 from ...data.augmentation import recolour
 from ...losses.contrastive import measured
 from ...losses.detection import DetectionLoss
@@ -201,7 +202,7 @@ def scan(self:AdaTAD, data, split):
 
 @patch
 def predict(self:AdaTAD,
-    source, # a video, a folder of pictures, or a folder of videos
+    source, # a video, a folder of pictures or of videos, or frames in memory, see `data.in_memory`
     mine=list, # picks from the list of its videos those that are wanted
 ): # generator
     "→ an `ActionPrediction` for each video, and for one that is damaged its `DataError`"
@@ -210,10 +211,8 @@ def predict(self:AdaTAD,
     # where all classes are one, only a classifier of videos knows more names than that
     names = self.classes if scores is None else self.names
     def look(batch): return self.look(to_device(batch, device))
-    for path in mine(videos_of(source)):
-        try: found = predict_video(path, look, batch_with_host, c, names, self.calibration, scores)
-        except DataError as e: found = e
-        yield found
+    def one(path): return predict_video(path, look, batch_with_host, c, names, self.calibration, scores)
+    return predicted(source, lambda path: each_or_error(one, mine(videos_of(path))))
 
 # %% ../../../nbs/systems/adatad/02_system.ipynb #2a3bb1e0
 @patch

@@ -14,10 +14,10 @@ from torch import nn
 from transformers.activations import ACT2FN
 from ...core import CheckpointError
 from ...core import ConfigError
-from ...core import DataError
-from ...core import VadnbError
 from ...strangers import shown
 from ...data.annotation import videos_of
+from ...data.in_memory import each_or_error
+from ...data.in_memory import predicted
 from ...losses.background import background_loss
 from ...losses.background import quiet_loss
 from ...losses.captions import caption_keys
@@ -40,12 +40,10 @@ from .features import chosen
 from .features import contrast
 from .features import look_at_clips
 from .features import on_host
-from .parameters import parameter_rows
 from .predict import predict_video
+from .rows import verify_rows
 from .scan import FrameScan
 from .scores import PromptScores
-from ...train.feed import EpochBatches
-from ...train.feed import run_length
 from ...train.optim import split_decay
 from ...train.system import System
 
@@ -290,61 +288,17 @@ def scan(self:FGCLIP, data, split):
 @patch
 @torch.no_grad()
 def predict(self:FGCLIP,
-    source, # a video, a folder of pictures, or a folder of videos
+    source, # a video, a folder of pictures or of videos, or frames in memory, see `data.in_memory`
     mine=list, # picks from the list of its videos those that are wanted
 ): # generator
     "→ a `VideoPrediction` for each video, and for one that is damaged its `DataError`"
     compare,known = self.prompts(), as_video_calibration(self.calibration)
     def look(frames): return next(self.look(dict(frames=frames[None])).clips).frames
-    for path in mine(videos_of(source)):
-        try: found = predict_video(path, look, compare, self.cfg.score, self.cfg.data.size, known)
-        except DataError as e: found = e
-        yield found
+    def one(path): return predict_video(path, look, compare, self.cfg.score, self.cfg.data.size, known)
+    return predicted(source, lambda path: each_or_error(one, mine(videos_of(path))))
 
 # %% ../../../nbs/systems/fgclip/03_system.ipynb #f44d424c
 @patch
-def model_rows(self:FGCLIP):
-    "What the model is, where its weights come from, and what it is asked"
-    unused = getattr(self.clip, 'unused_weights', [])
-    used = f'{len(unused)} tensors of it unused ({unused[0]})' if unused else 'all of them used'
-    source = f'weights from {self.cfg.model.weights}, {used}' if self.cfg.model.pretrained else 'random weights'
-    prompts = self.cfg.score.prompts
-    return [('model', True, f'{sum(p.numel() for p in self.parameters()):,} parameters, {self.clip.patch_size}-pixel '
-                            f'patches, {source}'),
-            *parameter_rows(self.clip, self.cfg),
-            ('prompts', True, f"{sum(map(len, prompts.values()))} for {len(prompts)} classes: {', '.join(prompts)}")]
-
-@patch
-def candidate_rows(self:FGCLIP, train):
-    "How many answers each contrastive loss can choose from"
-    n,res = self.cfg.train.batch_size, []
-    per_clip = sum(len(c.tracks) for c in train.clips)/len(train)
-    for name,expected in (('global', n), ('region', n*per_clip)):
-        if not getattr(self.cfg.loss, f'{name}_weight'): continue
-        rows = self.banks()[name].size if name in self.banks() else 0
-        says = f'{expected:.1f} per batch and process, a guess costs {math.log(max(expected, 1)):.2f}'
-        if rows: says += f'; {expected+rows:.1f} and {math.log(expected+rows):.2f} with the full bank'
-        if expected<2 and not rows:
-            says += (': with fewer than 2 the loss is zero and teaches nothing; raise --train.batch_size, '
-                     'or give it a bank')
-        res.append((f'{name} candidates', expected>=2 or rows>0, says))
-    return res
-
-# %% ../../../nbs/systems/fgclip/03_system.ipynb #aa76cd7e
-@patch
-def bank_rows(self:FGCLIP, train):
-    "A warning where the run, in one process, ends before its memory banks are read"
-    t,warmup = self.cfg.train, self.cfg.bank.warmup
-    if not self.banks(): return []
-    try: total = run_length(t, EpochBatches(len(train), t.batch_size, self.cfg.seed, drop_last=t.drop_last))[1]
-    except VadnbError: return [] # the row of the steps says why
-    if warmup<total: return []
-    return [('memory banks', None, f'are switched on after {warmup} optimizer steps of {total} and will never be read: '
-                                   'lower --bank.warmup, or train longer')]
-
-@patch
 def rows(self:FGCLIP, data):
     "→ (what, whether it holds, detail) for `vadnb verify`, beside those of the data; None is a warning"
-    try: train = data.split('train')
-    except DataError: return self.model_rows()
-    return self.model_rows()+self.bank_rows(train)+self.candidate_rows(train)
+    return verify_rows(self, data)

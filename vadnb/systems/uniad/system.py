@@ -18,6 +18,7 @@ from ...strangers import shown
 from ...data.anomaly_images import to_rgb
 from ...data.anomaly_images import to_size
 from ...data.image_files import open_image
+from ...data.in_memory import predicted
 from ...losses.reconstruction import Criterion
 from ...metrics.pixel_anomaly import SEVEN
 from ...models.memory_head import neighbourhood_mean
@@ -276,14 +277,17 @@ def bits_of(self:UniADSystem,
 # %% ../../../nbs/systems/uniad/04_system.ipynb #9c01e848
 @patch
 def predict(self:UniADSystem,
-    source, # an image, or a folder of images
+    source, # an image, a folder of images, or images in memory, see `data.in_memory`
     mine=list, # picks from the list of its images those that are wanted
 ): # generator
     "→ an `ImagePrediction` for each image, and for one that is damaged its `DataError`"
     held = self.calibrated()
     check_named(self.cfg.score.of_class, held)
-    thresholds,found,n = self.thresholds(), mine(list_inputs(source)), self.cfg.score.batch_size
-    return (p for k in range(0, len(found), n) for p in self.predict_some(found[k:k+n], held, thresholds))
+    thresholds,n = self.thresholds(), self.cfg.score.batch_size
+    def some(path):
+        found = mine(list_inputs(path))
+        return (p for k in range(0, len(found), n) for p in self.predict_some(found[k:k+n], held, thresholds))
+    return predicted(source, some)
 
 @patch
 def predict_some(self:UniADSystem,
