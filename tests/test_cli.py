@@ -76,6 +76,7 @@ def test_eval_repeats_the_numbers_of_training(run, tmp_path):
     assert {k: found['metrics'][k] for k in trained}==trained
     assert {k.split('/')[0] for k in found['metrics'].keys()-trained.keys()}=={'interval', 'class_auc', 'class_auc_with_normal', 'class_videos', 'map', 'map_vadclip', 'baseline', 'box_ap'}     # no class has two videos here, so none has an interval
     assert 'AUC in its videos' in out and '95 % interval' in out
+    assert 'full supervision' in found['supervision'] and found['supervision'] in out.splitlines()
     assert found['checkpoint']=='step-000003' and '4 videos' in out and str(tmp_path/'eval.json') in out
 
 def test_eval_of_a_run_that_was_stopped_says_so(run, tmp_path):
@@ -538,7 +539,7 @@ def test_weights_of_others_are_measured_and_used_without_a_run(world, runs, tmp_
     out = ends_well('eval', *options(world, runs, 'alone'), *words)
     assert 'thresholds: set by 4 validation videos' in out and 'fgclip_demo (clip), 4 videos' in out
     alone,still = read_json('alone_eval.json'), read_json(runs/'still'/'eval.json')
-    assert (alone['run'], alone['checkpoint'], alone['samples'])==('none', 'clip', 4)
+    assert (alone['run'], alone['checkpoint'], alone['samples'], alone['supervision'])==('none', 'clip', 4, 'learned from: nothing here; the weights are clip')
     assert alone['metrics']==still['metrics'] and any(k.startswith('baseline/frame_auc/') for k in alone['metrics'])
     video = next(world.rglob('*.mp4'))
     ends_well('predict', video, '--run', runs/'still')

@@ -138,6 +138,7 @@ class System(nn.Module):
     def checks(self): return [] # health checks beside the general ones
     def idle(self): return () # names of parameters that rightly get no gradient from the batches of this step
     def rows(self, data): return [] # (what, whether it holds, detail) for `vadnb verify`, beside those of the data
+    def supervision(self): return '' # which labels it learns from, in words; '': nobody said
     def graph(self): return None # (module, tuple of example inputs) for TensorBoard's graph page
     def check_calibration(self): "Raise `CheckpointError` where `calibration` is none that a scan can have found out"
 

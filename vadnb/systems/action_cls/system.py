@@ -73,6 +73,7 @@ class ActionCls(System):
     def checks(self): return action_checks()
     def check_calibration(self):
         for n in self.calibration or (): chosen(self.calibration, n)
+    def supervision(self): return 'one class per clip'
     def gradient_checkpointing(self): self.qwen.gradient_checkpointing()
     def feed(self, data, fresh): return kept_tokens(self, data)
 

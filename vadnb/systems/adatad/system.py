@@ -115,6 +115,7 @@ class AdaTAD(System):
     def check_calibration(self): as_threshold(self.calibration)
     def checks(self): return [BackboneCheck(), StartCheck(), LostActionsCheck(), LeftOutCheck(), UnknownVideosCheck(),
                            ChosenHereCheck()]
+    def supervision(self): return 'beginning, end and class of every action (full supervision)'
     def after_step(self): self.seen = []
     def rows(self, data): return verify_rows(self, data)
     def idle(self):

@@ -122,6 +122,7 @@ class FGCLIP(System):
     def checks(self): return contrastive_checks()
     def facts(self): return dict(architecture=self.clip.architecture)
     def check_calibration(self): as_video_calibration(self.calibration)
+    def supervision(self): return 'captions, beginnings, ends and boxes of events (full supervision, not video labels)'
     def gradient_checkpointing(self): self.clip.checkpoint_gradients()
     def load_reference(self, weights): return self.clip.load_reference(weights)
 

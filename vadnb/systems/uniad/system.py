@@ -88,6 +88,7 @@ class UniADSystem(System):
     def scan(self, data, split):
         return ImageScan(self.cfg, data.split(split), split, self.classes, self.calibration)
     def checks(self): return [CopyingCheck(), BackboneCheck(), ProtocolCheck(), UnmaskedCheck(), StartCheck()]
+    def supervision(self): return 'good images alone (no defect was shown)'
     def full(self, map): return full_map(map, self.cfg) # (H, W) float32
     def image_score(self, map): return image_score(map, self.cfg) # of a map, (h, w)
     def graph(self): return Map(self.head), (torch.zeros(1, sum(self.backbone.channels), *self.head.feature_size),)
