@@ -88,7 +88,6 @@ class UniADSystem(System):
     def scan(self, data, split):
         return ImageScan(self.cfg, data.split(split), split, self.classes, self.calibration)
     def checks(self): return [CopyingCheck(), BackboneCheck(), ProtocolCheck(), UnmaskedCheck(), StartCheck()]
-    def supervision(self): return 'good images alone (no defect was shown)'
     def full(self, map): return full_map(map, self.cfg) # (H, W) float32
     def image_score(self, map): return image_score(map, self.cfg) # of a map, (h, w)
     def graph(self): return Map(self.head), (torch.zeros(1, sum(self.backbone.channels), *self.head.feature_size),)
@@ -147,6 +146,9 @@ def groups(self:UniADSystem):
     return [dict(name=n, params=list(m.parameters()), lr=lr, weight_decay=o.weight_decay) for n,m,lr in parts]
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #76e486e4
+@patch
+def supervision(self:UniADSystem): return 'good images alone (no defect was shown)'
+
 @patch
 def is_frozen(self:UniADSystem): return self.cfg.model.pretrained and not self.cfg.model.backbone_lr # had again
 
