@@ -450,7 +450,7 @@ def test_full_evaluation_is_what_the_metrics_say(build, world):
     assert found==asked
     good,bad = (np.concatenate([held.scores[n][truth[n]==y] for n in truth]) for y in (True, False))
     assert found['frame_auc']==pytest.approx((good[:,None]>bad).mean()+.5*(good[:,None]==bad).mean())
-    assert {k for k in found if k.startswith('class_videos')}=={f'class_videos/{c}' for c in classes.values()}
+    assert {k for k in found if k.endswith('/videos')}=={f'class/{c}/videos' for c in classes.values()}
     assert {'map/mean', 'map_vadclip/0.5', 'baseline/map/mean/perfect_video_label', 'interval/frame_auc/low', 'false_alarm_rate'}<=found.keys()
 
 def test_scores_belong_to_videos_whatever_their_order(build, world):
@@ -488,7 +488,7 @@ def test_a_class_without_prompts_is_told_and_costs_the_map_only(build, world):
     (world.root/'shooting.txt').write_text(world.annotation.read_text().replace('  Arson  ', '  Arsn  '))
     held = hand_made(build(*LISTED, '--data.test_annotation', 'shooting.txt'), world.frames, 'test')
     with pytest.warns(UserWarning, match="no class 'Arsn'.*did you mean 'Arson'"): found = held.metrics()
-    assert 'class_auc/Arsn' in found and 'map/mean' not in found
+    assert 'class/Arsn/auc' in found and 'map/mean' not in found
 
 @pytest.mark.parametrize('shares', [2, 3, 4])
 def test_joined_scans_are_one_scan(build, world, shares):

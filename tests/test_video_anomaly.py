@@ -53,7 +53,7 @@ def test_truth_of_the_official_annotation(golden, shared):
     meta,theirs,snippets = golden
     assert all(np.array_equal(truth[k], t) for k,t in theirs.items()) and truth.keys()==theirs.keys()
     got = frame_metrics(per_frame(snippets, truth), truth, classes={k: v.cls for k,v in official.items()})
-    for c,want in meta['expected_ceil']['per_class'].items(): assert got[f'class_auc/{c}']==pytest.approx(want['auc_class_videos_only'], abs=meta['tolerance']['abs'])
+    for c,want in meta['expected_ceil']['per_class'].items(): assert got[f'class/{c}/auc']==pytest.approx(want['auc_class_videos_only'], abs=meta['tolerance']['abs'])
 
 @pytest.mark.parametrize('floor', [False, True])
 def test_golden_scores(golden, floor):
@@ -94,10 +94,10 @@ def test_golden_classes(golden):
     meta,truth,snippets = golden
     got = per_class_metrics(per_frame(snippets, truth), truth, classes_of(meta), resamples=200)
     for c,want in meta['expected_ceil']['per_class'].items():
-        assert got[f'class_videos/{c}']==want['n_videos']
-        assert got[f'class_auc/{c}']==pytest.approx(want['auc_class_videos_only'], abs=meta['tolerance']['abs'])
-        assert got[f'class_auc_with_normal/{c}']==pytest.approx(want['auc_class_plus_normal_videos'], abs=meta['tolerance']['abs'])
-        assert got[f'class_low/{c}']<got[f'class_auc/{c}']<got[f'class_high/{c}']
+        assert got[f'class/{c}/videos']==want['n_videos']
+        assert got[f'class/{c}/auc']==pytest.approx(want['auc_class_videos_only'], abs=meta['tolerance']['abs'])
+        assert got[f'class/{c}/auc_with_normal']==pytest.approx(want['auc_class_plus_normal_videos'], abs=meta['tolerance']['abs'])
+        assert got[f'class/{c}/low']<got[f'class/{c}/auc']<got[f'class/{c}/high']
     assert len(got)==5*13 and not any('Normal' in k for k in got)
 
 def test_intervals_are_quantiles_of_resampled_data_sets():
@@ -122,8 +122,8 @@ def test_a_video_without_ordinary_frames_and_one_class_video():
     truth = dict(cut=np.ones(10, bool), fire=np.arange(10)<3, fire2=np.arange(10)>6, walk=np.zeros(10, bool))
     scores = {k: np.linspace(0, 1, 10)+t for k,t in truth.items()}
     with pytest.warns(MetricWarning) as said: got = per_class_metrics(scores, truth, dict(cut='Cut', fire='Arson', fire2='Arson'))
-    assert sum('class_low/Cut' in str(w.message) for w in said)==1 and sum('class_auc/Cut' in str(w.message) for w in said)==1
-    assert np.isfinite(list(got.values())).all() and got['class_videos/Cut']==1 and 'class_auc/Cut' not in got and 'class_low/Cut' not in got and 'class_high/Arson' in got
+    assert sum('class/Cut/low' in str(w.message) for w in said)==1 and sum('class/Cut/auc' in str(w.message) for w in said)==1
+    assert np.isfinite(list(got.values())).all() and got['class/Cut/videos']==1 and 'class/Cut/auc' not in got and 'class/Cut/low' not in got and 'class/Arson/high' in got
     with pytest.raises(DataError, match="classes: missing for 'cut'"): per_class_metrics(scores, truth, dict(fire='Arson', fire2='Arson'))
 
 # events

@@ -107,11 +107,11 @@ def _warn_classes(
 ):
     "Why metrics of a class are missing; points at the caller of `per_class_metrics`"
     ends = ('low', 'high') if intervals else ()
-    single = [f'class_{k}/{c}' for c in known if res[f'class_videos/{c}']==1 for k in ends]
-    rest = [key for c in known for k in ('auc', *ends) if (key := f'class_{k}/{c}') not in single]
+    single = [f'class/{c}/{k}' for c in known if res[f'class/{c}/videos']==1 for k in ends]
+    rest = [key for c in known for k in ('auc', *ends) if (key := f'class/{c}/{k}') not in single]
     for why,keys in (('one video says nothing of how much videos differ', single),
                      ('every frame of the class is anomalous', rest),
-                     ('nor is a video normal', [f'class_auc_with_normal/{c}' for c in known])):
+                     ('nor is a video normal', [f'class/{c}/auc_with_normal' for c in known])):
         warn_left_out([k for k in keys if k not in res], why, level=4)
 
 # %% ../../nbs/metrics/43_intervals.ipynb #f2ad69fb
@@ -122,7 +122,7 @@ def per_class_metrics(
     resamples:int=1000, # draws of a class's videos with replacement; 0: no interval
     seed:int=0, # of the draws
     level:float=0.95, # share of the resamples inside the interval
-)->dict: # 'class_auc/Fighting', 'class_low/...', 'class_high/...', 'class_auc_with_normal/...', 'class_videos/...'
+)->dict: # 'class/Fighting/auc', 'class/.../low', 'class/.../high', 'class/.../auc_with_normal', 'class/.../videos'
     "AUC of each class with its interval. Raises `DataError`; what is not defined is left out with a `MetricWarning`"
     truth = checked_truth(truth)
     known,cls = class_index(classes, truth)
@@ -130,11 +130,11 @@ def per_class_metrics(
     rng,res,normal = np.random.default_rng(seed), {}, np.flatnonzero(pos==0)
     for i,c in enumerate(known):
         own = np.flatnonzero(cls==i)
-        res[f'class_videos/{c}'] = float(len(own))
-        for key,others in (('class_auc', own), ('class_auc_with_normal', np.append(own, normal))):
+        res[f'class/{c}/videos'] = float(len(own))
+        for key,others in (('auc', own), ('auc_with_normal', np.append(own, normal))):
             if not neg[others].any(): continue
-            res[f'{key}/{c}'] = float(wins[np.ix_(own, others)].sum()/(pos[own].sum()*neg[others].sum()))
+            res[f'class/{c}/{key}'] = float(wins[np.ix_(own, others)].sum()/(pos[own].sum()*neg[others].sum()))
         if resamples and len(own)>1 and (found := bootstrap_interval(table, (own,), resamples, rng, level)):
-            res[f'class_low/{c}'],res[f'class_high/{c}'] = found
+            res[f'class/{c}/low'],res[f'class/{c}/high'] = found
     _warn_classes(res, known, bool(resamples))
     return res

@@ -79,7 +79,7 @@ def _inside_anomalous(
         res = dict(anomalous_auc=roc_auc(tp, fp), anomalous_ap=average_precision(tp, fp), macro_auc=macro)
     if known:
         areas = zip(known, grouped_auc(s, y, cls[video], len(known)))
-        by_class = {f'class_auc/{c}': float(a) for c,a in areas if np.isfinite(a)}
+        by_class = {f'class/{c}/auc': float(a) for c,a in areas if np.isfinite(a)}
     return res, by_class
 
 # %% ../../nbs/metrics/40_video_anomaly.ipynb #00a60233
@@ -126,7 +126,7 @@ def frame_metrics(
     warn_missing(res, {
         'every frame of the anomalous videos is anomalous': ('anomalous_auc', 'anomalous_ap', 'macro_auc'),
         'no video is normal': ('false_alarm_rate', 'video_auc'),
-        'every frame of the class is anomalous': [f'class_auc/{c}' for c in known]})
+        'every frame of the class is anomalous': [f'class/{c}/auc' for c in known]})
     return res
 
 # %% ../../nbs/metrics/40_video_anomaly.ipynb #6ce45e4c

@@ -137,15 +137,15 @@ PREDICT_OPTIONS = dict(prompts=prompt_words)
 
 # %% ../../../nbs/systems/fgclip/09_offers.ipynb #dddd7e38
 def class_rows(
-    metrics:dict, # 'class_auc/<class>' and its companions
+    metrics:dict, # 'class/<class>/auc' and its companions
 )->list: # lines; none where there are no classes
     "A table of classes: videos, AUC inside them, its interval"
-    names = [k[10:] for k in metrics if k.startswith('class_auc/')]
+    names = [k[6:-4] for k in metrics if k.startswith('class/') and k.endswith('/auc')]
     value = lambda *ks: ' to '.join(f'{metrics[k]:.3f}' for k in ks) if all(k in metrics for k in ks) else ''
     rows = [['class', 'videos', 'AUC in its videos', '95 % interval', 'AUC with normal videos']]
     for n in names:
-        rows.append([n, f"{metrics[f'class_videos/{n}']:.0f}", value(f'class_auc/{n}'),
-                     value(f'class_low/{n}', f'class_high/{n}'), value(f'class_auc_with_normal/{n}')])
+        rows.append([n, f"{metrics[f'class/{n}/videos']:.0f}", value(f'class/{n}/auc'),
+                     value(f'class/{n}/low', f'class/{n}/high'), value(f'class/{n}/auc_with_normal')])
     return aligned(rows) if names else []
 
 # %% ../../../nbs/systems/fgclip/09_offers.ipynb #efd6a250
