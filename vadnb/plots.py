@@ -26,6 +26,7 @@ DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 2)))
 def new_figure(
     width:float=6.4, # inches
     height:float=2.4, # inches
+    layout:str='constrained', # makes room for labels by drawing twice; none: axes are placed by the caller
 ): # an empty matplotlib Figure that displays itself in a notebook
     "A figure that belongs to nobody but its caller"
     import sys
@@ -35,7 +36,7 @@ def new_figure(
     if shell and not any(Figure in f.type_printers for f in shell.display_formatter.formatters.values()):
         from IPython.core.pylabtools import select_figure_formats
         select_figure_formats(shell, {'png'})
-    return Figure(figsize=(width, height), layout='constrained', facecolor='white')
+    return Figure(figsize=(width, height), layout=layout, facecolor='white')
 
 # %% ../nbs/01_plots.ipynb #43e483c6
 def quiet(
@@ -167,16 +168,22 @@ def inline_svg(
 
 # %% ../nbs/01_plots.ipynb #c4eb6812
 def thin(
-    steps, # (N,)
+    steps, # (N,), NaN where the line has a hole
     values, # (N,), NaN where not finite
-    points:int=160, # most points kept
-)->tuple: # steps, mean, lowest, highest, each (min(N, points),)
+    points:int=160, # most points kept, holes not counted
+)->tuple: # steps, mean, lowest, highest, equally long
     "Shorten a curve to `points` groups without losing an extreme; short curves come back as they are"
     steps,values = np.asarray(steps, float), np.asarray(values, float)
-    if len(steps)<=points: return steps, values, values, values
+    there = np.isfinite(steps)
+    if there.sum()<=points: return steps, values, values, values
     def of(reduce): return np.array([reduce(v) if len(v) else np.nan for v in finite])
-    finite = [v[np.isfinite(v)] for v in np.array_split(values, points)]
-    return np.array([s.mean() for s in np.array_split(steps, points)]), of(np.mean), of(np.min), of(np.max)
+    finite = [v[np.isfinite(v)] for v in np.array_split(values[there], points)]
+    groups = np.array_split(steps[there], points)
+    res = np.stack([np.array([s.mean() for s in groups]), of(np.mean), of(np.min), of(np.max)])
+    # a hole stays one, behind the group that it begins in
+    ends = np.cumsum([len(s) for s in groups])
+    holes = np.searchsorted(ends, np.cumsum(there)[~there])+1
+    return tuple(np.insert(res, holes, np.nan, axis=1))
 
 # %% ../nbs/01_plots.ipynb #f333970e
 @dataclass
@@ -212,7 +219,7 @@ def draw_series(
     if low is not high and series.role!='baseline':
         ax.fill_between(s, low, high, color=style['color'], alpha=.3, lw=0, zorder=1.6)
     line, = ax.plot(s, mean, **style)
-    lost = series.steps[~np.isfinite(series.values)]
+    lost = series.steps[~np.isfinite(series.values) & np.isfinite(series.steps)]
     if len(lost):
         # thinned as well: a run that diverged at once has nothing but such points
         across,at = ax.get_xaxis_transform(), thin(lost, lost)[0]

@@ -49,8 +49,7 @@ def as_jpeg(
 )->bytes: # the largest of three sizes that fits, or the smallest
     "A picture drawn again at a size that a page can use"
     for wide in (1200, 800, 480):
-        fig = new_figure(min(wide, width)/100, min(wide, width)/100*height/width)
-        fig.set_layout_engine('none')
+        fig = new_figure(min(wide, width)/100, min(wide, width)/100*height/width, layout='none')
         ax = fig.add_axes([0, 0, 1, 1])
         ax.set_axis_off()
         ax.imshow(pixels, aspect='auto', cmap='gray', interpolation='antialiased')

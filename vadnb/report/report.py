@@ -13,10 +13,8 @@ from pathlib import PurePosixPath
 from ..core import CheckpointError
 from ..core import write_atomic
 from ..plots import save_figure
-from .curves import alone
 from .curves import curves
 from .curves import curves_section
-from .curves import panels
 from .families import families_section
 from .families import mistakes_section
 from .findings import findings
@@ -33,6 +31,9 @@ from .page import document
 from .page import plain
 from .page import plural
 from .page import tag
+from .panels import alone
+from .panels import panels
+from .panels import still
 from .pictures import pictures_section
 from .pictures import predictions_section
 from .run import Run
@@ -123,7 +124,7 @@ def write_report(
     other = against if against is None or isinstance(against, Run) else read_run(other_run(run, against))
     if other and other.name==run.name: other.name = f'{other.path.resolve().parent.name}/{other.name}'
     path = write_atomic(run.path/'report.html' if out is None else out, report_page(run, other))
-    found = alone(panels(run.rows), run.rows)[:24]
+    found = [p for p in alone(panels(run.rows), run.rows) if not still(p)][:24]
     if out is None and found: save_figure(curves(run.rows, [p.key for p in found]), run.path/'curves.png', dpi=110)
     return path
 

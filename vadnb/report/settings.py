@@ -11,6 +11,8 @@ import math, shlex
 from ..config import flatten
 from ..plots import short
 from ..plots import words
+from .numbers import keys_of_parts
+from .numbers import split_words
 from .page import Html
 from .page import plain
 from .page import section
@@ -73,8 +75,8 @@ def metric_rows(
     b:dict, # from `metrics`, of the other run
 )->list: # rows of a table: metric, value, other value, difference
     "Metrics of two evaluations side by side"
-    rows = []
-    for m in a|b:
+    rows,own = [], keys_of_parts(a|b) # which each report has in tables
+    for m in [m for m in a|b if m not in own and not m.startswith('interval/')]:
         x,y = (found[m][0] if m in found else None for found in (a, b))
         both = x is not None and y is not None and math.isfinite(x-y)
         rows.append([words(m, 80), short(x), short(y), f'{"+" if x>=y else "−"}{short(abs(x-y))}' if both else '–'])
@@ -93,10 +95,10 @@ def comparison_section(
     other:Run, # the run to compare with
 )->Html: # the section
     "Metrics and settings of two runs side by side"
-    best,its = best_and_last(run)[1], best_and_last(other)[1]
-    at = lambda r,row: [r.name, f", step {row['step']:,}" if row else '']
-    rows = metric_rows(metrics(best), metrics(its))
-    head = ['metric', at(run, best), at(other, its), 'difference']
+    tested = all((r.evaluation or {}).get('metrics') for r in (run, other))
+    found = [metrics(r.evaluation['metrics'] if tested else best_and_last(r)[1]) for r in (run, other)]
+    rows = metric_rows(*found)
+    head = ['metric', *(f'{r.name}, {split_words(r, tested)}' for r in (run, other)), 'difference']
     measured = table(head, rows, numbers=(1, 2, 3)) if rows else tag('p', 'Neither run was evaluated.')
     changed = [[tag('code', k), setting(x), setting(y)] for k,(x,y) in config_differences(run, other).items()]
     none = 'None.' if run.config and other.config else 'Unknown: a config.yaml is missing.'
