@@ -198,7 +198,7 @@ def test_predictions_are_read_through_their_layers(run):
     assert label=='danger, found, kinds over time of deep · clip.mp4'
     for text in ('theft 0.75', 'y 0.75', 'part.layers.json'): assert text in page.text
     # heat needs a picture, which stands beside the lanes
-    assert [a['alt'] for n,a in page.elements if n=='img']==['clip', 'part']
+    assert [a['alt'] for n,a in page.elements if n=='img']==['deep/clip', 'part']
     # what is not shown is not read either
     (run/'predictions'/'deep'/'clip.layers.npz').unlink()
     assert page_of(run).text==page.text.replace('deep/clip.layers.npz, ', '')

@@ -158,7 +158,12 @@ align-items:start}
 figure{margin:0;break-inside:avoid}.plot{display:block;width:100%;height:auto}.plot *{stroke-linejoin:round}
 .wide{margin-bottom:18px;overflow-x:auto}.wide .plot{min-width:540px;max-width:800px}.strip{grid-column:1/-1}\
 .pictures img{display:block;max-width:100%;height:auto;border-radius:6px;background:#fff}figcaption{padding-top:5px}
-.scroll{overflow-x:auto;margin-bottom:12px}
+.scroll{overflow-x:auto;margin-bottom:12px;background:linear-gradient(90deg,var(--page) 40%,transparent) 0 0/40px 100%,\
+linear-gradient(270deg,var(--page) 40%,transparent) 100% 0/40px 100%,\
+linear-gradient(90deg,var(--line),transparent) 0 0/14px 100%,\
+linear-gradient(270deg,var(--line),transparent) 100% 0/14px 100%;background-repeat:no-repeat;\
+background-attachment:local,local,scroll,scroll}
+.scroll th:first-child,.scroll td:first-child{position:sticky;left:0;background:var(--page)}
 td.n{white-space:nowrap}
 table{border-collapse:collapse;min-width:min(100%,460px);font-size:14px}
 th,td{text-align:left;vertical-align:baseline;padding:6px 22px 6px 0;border-bottom:1px solid var(--grid);\

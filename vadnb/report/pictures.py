@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'png_size', 'as_jpeg', 'embed', 'pictures', 'pictures_section', 'drawn_record', 'drawn_files', 'stem_of',
-           'judged', 'as_list', 'judged_table', 'predictions_section']
+           'as_list', 'below', 'told', 'judged', 'verdict', 'judged_table', 'predictions_section']
 
 # %% ../../nbs/report/06_pictures.ipynb #352efd7f
 import math
@@ -82,17 +82,21 @@ def pictures(
     files, # PNG files
     budget:int=480_000, # bytes for all of them together
     most:int=12, # pictures shown
+    named=lambda path: words(path.stem, 80), # file → its caption
+    says=lambda path: None, # file → what stands behind the caption
 )->list: # of <figure>, and of lines about what is not shown
-    "Pictures with captions made from their names"
+    "Pictures with captions"
     files = list(files)
     shown,lines = [], []
     for path in files[:most]:
-        caption = words(path.stem, 80)
+        caption = named(path)
         try: uri,w,h = embed(path, budget//min(most, len(files)))
         except DataError as e: lines.append(tag('p', f'{e}; it is not shown', class_='lost'))
         else:
             image = tag('img', src=uri, alt=caption, width=w, height=h)
-            shown.append(tag('figure', image, tag('figcaption', caption), class_='strip' if w>2*h else None))
+            below = tag('figcaption', caption, says(path))
+            # what is wider than a screen is high could not be read beside others
+            shown.append(tag('figure', image, below, class_='strip' if w>1.25*h else None))
     if len(files)>most:
         lines.append(tag('p', f'{plural(len(files)-most, "more picture")} in the folder.', class_='small'))
     return [tag('div', shown, class_='pictures') if shown else None, *lines]
@@ -139,6 +143,28 @@ def drawn_files(
 
 def stem_of(p): return p.with_name(p.name.removesuffix(RECORD)) if p.name.endswith(RECORD) else p.with_suffix('')
 
+# %% ../../nbs/report/06_pictures.ipynb #67726681
+def as_list(v): return v if isinstance(v, list) else []
+def below(p, folder): return p.relative_to(folder).as_posix() # tells files of one name in two folders apart
+
+# %% ../../nbs/report/06_pictures.ipynb #67726683
+def told(
+    record:dict, # as its file has it
+)->tuple|None: # label, score, threshold or None; None where the files beside it tell more
+    "The surest that a record of segments or classes says"
+    layers = {l.get('kind'): l for l in as_list(record.get('layers')) if isinstance(l, dict)}
+    if 'curve' in layers or 'map' in layers: return None
+    rows = [s for s in as_list(layers.get('segments', {}).get('segments')) if isinstance(s, dict)]
+    if scored := [s for s in rows if as_number(s.get('score')) is not None]:
+        best = max(scored, key=lambda s: as_number(s['score']))
+        more = f', and {len(rows)-1} more' if rows[1:] else ''
+        return f"{plain(best.get('label'), 40)}{more}", best['score'], None
+    names,p = (as_list(layers.get('classes', {}).get(k)) for k in ('classes', 'probabilities'))
+    p = [row for row in p if isinstance(row, list) and len(row)==len(names) and None not in map(as_number, row)]
+    if not p or not names: return None
+    mean = [sum(column)/len(p) for column in zip(*p)]
+    return plain(names[mean.index(max(mean))], 40), max(mean), None
+
 # %% ../../nbs/report/06_pictures.ipynb #67726688
 def judged(
     folder:Path, # of predictions
@@ -146,19 +172,29 @@ def judged(
     "What was predicted, by its score"
     res = []
     for path in sorted(folder.rglob('*.json')):
-        try: said = {} if path.name.endswith(RECORD) else read_json(path)
+        try: said = read_json(path)
         except VadnbError: continue # told where the file is listed
         if not isinstance(said, dict): continue
+        if path.name.endswith(RECORD):
+            if found := told(said): res.append((stem_of(path), below(stem_of(path), folder), *found))
+            continue
         images = [i for i in as_list(said.get('images')) if isinstance(i, dict) and isinstance(i.get('name'), str)]
         res += [(path.parent/'maps'/Path(i['name']).with_suffix(''), i['name'], i.get('class', ''), i.get('score'),
                  i.get('threshold')) for i in images]
         if isinstance(said.get('scores'), list):
             top = max((v for v in map(as_number, said['scores']) if v is not None), default=None)
-            res.append((path.with_suffix(''), path.stem, '', top, said.get('threshold')))
+            res.append((path.with_suffix(''), below(path.with_suffix(''), folder), '', top, said.get('threshold')))
     res = [(*r[:3], *map(as_number, r[3:])) for r in res]
     return sorted((r for r in res if r[3] is not None and math.isfinite(r[3])), key=lambda r: -r[3])
 
-def as_list(v): return v if isinstance(v, list) else []
+# %% ../../nbs/report/06_pictures.ipynb #7f9d3a94
+def verdict(
+    score:float, # highest of a video or an image
+    threshold, # above which there is an alarm, or None
+)->Html:
+    "A score beside what it is judged by"
+    said = '' if threshold is None else f", {'above' if score>=threshold else 'below'} the threshold {short(threshold)}"
+    return tag('span', f' · score {short(score)}{said}', class_='small')
 
 # %% ../../nbs/report/06_pictures.ipynb #7f9d3a95
 def judged_table(
@@ -169,9 +205,13 @@ def judged_table(
     if not rows: return None
     cells = [[plain(name, 120), plain(cls, 40), short(score), short(at) if at is not None else '–',
               '' if at is None else 'above' if score>=at else 'below'] for _,name,cls,score,at in rows[:most]]
-    more = f', the first {most:,} of {len(rows):,}' if len(rows)>most else ''
-    found = table(['name', 'class', 'highest score', 'threshold', ''], cells, numbers=(2, 3))
-    return tag('details', tag('summary', f'all {len(rows):,} by score{more}'), found)
+    n,more = len(rows), f', the first {most:,} of {len(rows):,}' if len(rows)>most else ''
+    head = ['name', 'class', 'highest score', 'threshold', '']
+    # what no row says has no column
+    kept = [k for k in range(5) if k<3 or any(r[k] not in ('', '–') for r in cells)]
+    rows = [[r[k] for k in kept] for r in cells]
+    found = table([head[k] for k in kept], rows, numbers=[k for k in kept if k in (2, 3)])
+    return tag('details', tag('summary', f'all {n:,} by score{more}'), found)
 
 # %% ../../nbs/report/06_pictures.ipynb #63847174
 def predictions_section(
@@ -187,8 +227,10 @@ def predictions_section(
     files.sort(key=lambda p: -1 if p.name=='contact_sheet.png' else rank.get(stem_of(p), len(rank)))
     shown,lines,others,drawn = drawn_files([p for p in files if p.suffix!='.png'], most)
     left = [p for p in files if p.suffix=='.png' and stem_of(p) not in drawn]
-    names = ', '.join(str(p.relative_to(run.path/'predictions')) for p in others[:60])
+    root,of = run.path/'predictions', {stem: row for stem,*row in rows}
+    def says(path): return verdict(*of[stem_of(path)][2:]) if stem_of(path) in of else None
+    drawings = pictures(left, 1_600_000, most, lambda p: below(p.with_suffix(''), root), says)
+    names = ', '.join(below(p, root) for p in others[:60])
     more = f' and {len(others)-60:,} more' if len(others)>60 else ''
     rest = tag('p', f'Also in the folder: {names}{more}.', class_='small') if others else None
-    return section('predictions', 'Predictions', pictures(left, budget=1_600_000, most=most), shown, judged_table(rows),
-                   lines, rest)
+    return section('predictions', 'Predictions', drawings, shown, judged_table(rows), lines, rest)
