@@ -23,7 +23,7 @@ def predict(folder, rng):
         name = f'class_{k%CLASSES:02}/{k:03}.png'
         (source/name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(source/name)
-        found.append(ImagePrediction(name, str(source/name), (SIDE, SIDE), rng.random((16, 16), dtype=np.float32), 8, float(rng.random()), Thresholds(.9, .99, .05, 20), cls=f'class_{k%CLASSES:02}'))
+        found.append(ImagePrediction(name, str(source/name), (SIDE, SIDE), rng.random((16, 16), dtype=np.float32), 8, float(rng.random()), Thresholds(.9, .99, .05, 20), cls=f"class_{k%CLASSES:02}", class_by="its folder"))
     for saved in save_results(found, source, folder/'run'/'predictions', pictures='worst'):
         if saved.error: raise saved.error
 

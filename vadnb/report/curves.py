@@ -214,7 +214,7 @@ def reading_aid(
              (any(p.best for p in found), 'the ring is the best one'), (marks['resume'], 'a dotted line is a resume'),
              (marks['fault'], 'a red line is a fault'),
              (other, f'blue is this run and vermilion {other.name if other else ""}'),
-             (longest>160, f'a line averages about {longest/160:.0f} rows per point, '
+             (longest>160, f'a line averages about {longest/160:.2g} rows per point, '
                            'its band spans their lowest and highest')]
     text = '; '.join(text for there,text in parts if there)
     return text and text[:1].upper()+text[1:]+'.'

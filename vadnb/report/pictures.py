@@ -96,7 +96,7 @@ def pictures(
             image = tag('img', src=uri, alt=caption, width=w, height=h)
             below = tag('figcaption', caption, says(path))
             # what is wider than a screen is high could not be read beside others
-            shown.append(tag('figure', image, below, class_='strip' if w>1.25*h else None))
+            shown.append(tag('figure', image, below, class_='strip' if w>1.25*h or w>800 else None))
     if len(files)>most:
         lines.append(tag('p', f'{plural(len(files)-most, "more picture")} in the folder.', class_='small'))
     return [tag('div', shown, class_='pictures') if shown else None, *lines]
