@@ -84,7 +84,7 @@ SURE = 30 # samples from which on a figure says something about a model
 
 def main_figure(
     run:Run, # a run
-)->tuple: # metric, value, {baseline name: value}, whether it is of the test data; the metric is None where there is none
+)->tuple: # metric or None, value, {baseline name: value}, whether it is of the test data
     "The metric that chose the checkpoint, of the test data where it was measured there"
     metric,best,_ = best_and_last(run)
     of_test = metrics((run.evaluation or {}).get('metrics') or {})
