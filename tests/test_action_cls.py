@@ -536,6 +536,10 @@ def test_an_adapter_and_a_decoder_are_measured_and_used_without_a_run(world, run
         assert code==0, err
     assert read_json('alone_eval.json')['metrics']==read_json('run.json')['metrics']
     a,b = (read_json(next(Path(p).glob('*.layers.json')))['layers'] for p in ('own', 'run'))
+    clip = next((world/'ucf'/'UCF-101'/'MovingUp').glob('*_g06_*'))
+    assert vadnb('predict', clip, '--run', run, '--out', 'test')[0]==0
+    *_,truth = read_json(next(Path('test').glob('*.layers.json')))['layers']
+    assert (truth['source']['system'], [s['label'] for s in truth['segments']])==('annotation', ['MovingUp'])
     assert [{**l, 'source': 0} for l in a]==[{**l, 'source': 0} for l in b] and len(a)
 
 def test_an_adapter_and_a_decoder_are_a_start(world, run, tmp_path):

@@ -73,6 +73,11 @@ def test_a_run_predicts_a_raw_video_and_says_what_it_reports(run, world, tmp_pat
     code,out,err = vadnb('predict', video, '--run', run, '--out', tmp_path/'a', '--score.threshold', '0.001', '--overlay', 'true')
     assert code==0, err
     assert {p.suffix for p in (tmp_path/'a').iterdir()}>={'.json', '.csv', '.srt', '.png', '.mp4'}
+    # the truth stands beside it, said by the annotation, in frames of the file
+    *_,truth = read_json(next((tmp_path/'a').glob('*.layers.json')))['layers']
+    events = read_json(world.annotation)['database'][world.names('test')[0]]['annotations']
+    fps = VideoReader(video).fps
+    assert truth['source']['system']=='annotation' and [(s['start'], s['end'], s['label']) for s in truth['segments']]==[(round(a*fps), round(b*fps), e['label']) for e in events for a,b in [e['segment']]]
     found = read_json(tmp_path/'a'/f'{video.stem}.json')
     assert found['segments'] and all(0<=s['seconds'][0]<s['seconds'][1]<=16 for s in found['segments'])
     system,_ = load_run(run)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'png_size', 'as_jpeg', 'embed', 'pictures', 'pictures_section', 'drawn_record', 'drawn_files', 'stem_of',
-           'as_list', 'below', 'told', 'judged', 'verdict', 'judged_table', 'predictions_section']
+           'as_list', 'below', 'told', 'truth_words', 'judged', 'verdict', 'judged_table', 'predictions_section']
 
 # %% ../../nbs/report/06_pictures.ipynb #352efd7f
 import math
@@ -152,7 +152,8 @@ def told(
     record:dict, # as its file has it
 )->tuple|None: # label, score, threshold or None; None where the files beside it tell more
     "The surest that a record of segments or classes says"
-    layers = {l.get('kind'): l for l in as_list(record.get('layers')) if isinstance(l, dict)}
+    said = [l for l in as_list(record.get('layers')) if isinstance(l, dict) and l.get('name')!='truth']
+    layers = {l.get('kind'): l for l in said}
     if 'curve' in layers or 'map' in layers: return None
     rows = [s for s in as_list(layers.get('segments', {}).get('segments')) if isinstance(s, dict)]
     if scored := [s for s in rows if as_number(s.get('score')) is not None]:
@@ -164,6 +165,20 @@ def told(
     if not p or not names: return None
     mean = [sum(column)/len(p) for column in zip(*p)]
     return plain(names[mean.index(max(mean))], 40), max(mean), None
+
+# %% ../../nbs/report/06_pictures.ipynb #67726684
+def truth_words(
+    stem, # file of a prediction without its ending
+)->str: # '' where nothing is known
+    "What the annotation says of what was predicted, by its record"
+    path = stem.with_name(stem.name+RECORD)
+    try: record = read_json(path) if path.is_file() else {}
+    except VadnbError: return '' # told where the file is listed
+    for layer in as_list(record.get('layers')) if isinstance(record, dict) else ():
+        if not isinstance(layer, dict) or layer.get('name')!='truth' or layer.get('kind')!='segments': continue
+        rows = [s for s in as_list(layer.get('segments')) if isinstance(s, dict)]
+        return ', '.join(dict.fromkeys(plain(s.get('label') or 'event', 40) for s in rows)) or 'nothing happens'
+    return ''
 
 # %% ../../nbs/report/06_pictures.ipynb #67726688
 def judged(
@@ -191,10 +206,11 @@ def judged(
 def verdict(
     score:float, # highest of a video or an image
     threshold, # above which there is an alarm, or None
+    truth:str='', # from `truth_words`
 )->Html:
-    "A score beside what it is judged by"
+    "A score beside what it is judged by, and beside the truth"
     said = '' if threshold is None else f", {'above' if score>=threshold else 'below'} the threshold {short(threshold)}"
-    return tag('span', f' · score {short(score)}{said}', class_='small')
+    return tag('span', f" · score {short(score)}{said} · truth: {truth or 'unknown'}", class_='small')
 
 # %% ../../nbs/report/06_pictures.ipynb #7f9d3a95
 def judged_table(
@@ -204,11 +220,12 @@ def judged_table(
     "Every video or image with its score"
     if not rows: return None
     cells = [[plain(name, 120), plain(cls, 40), short(score), short(at) if at is not None else '–',
-              '' if at is None else 'above' if score>=at else 'below'] for _,name,cls,score,at in rows[:most]]
+              '' if at is None else 'above' if score>=at else 'below', truth_words(stem)]
+             for stem,name,cls,score,at in rows[:most]]
     n,more = len(rows), f', the first {most:,} of {len(rows):,}' if len(rows)>most else ''
-    head = ['name', 'class', 'highest score', 'threshold', '']
+    head = ['name', 'class', 'highest score', 'threshold', '', 'truth']
     # what no row says has no column
-    kept = [k for k in range(5) if k<3 or any(r[k] not in ('', '–') for r in cells)]
+    kept = [k for k in range(6) if k<3 or any(r[k] not in ('', '–') for r in cells)]
     rows = [[r[k] for k in kept] for r in cells]
     found = table([head[k] for k in kept], rows, numbers=[k for k in kept if k in (2, 3)])
     return tag('details', tag('summary', f'all {n:,} by score{more}'), found)
@@ -228,7 +245,7 @@ def predictions_section(
     shown,lines,others,drawn = drawn_files([p for p in files if p.suffix!='.png'], most)
     left = [p for p in files if p.suffix=='.png' and stem_of(p) not in drawn]
     root,of = run.path/'predictions', {stem: row for stem,*row in rows}
-    def says(path): return verdict(*of[stem_of(path)][2:]) if stem_of(path) in of else None
+    def says(path): return verdict(*of[stem_of(path)][2:], truth_words(stem_of(path))) if stem_of(path) in of else None
     drawings = pictures(left, 1_600_000, most, lambda p: below(p.with_suffix(''), root), says)
     names = ', '.join(below(p, root) for p in others[:60])
     more = f' and {len(others)-60:,} more' if len(others)>60 else ''

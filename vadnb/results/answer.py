@@ -7,16 +7,20 @@ __all__ = ['Answer']
 
 # %% ../../nbs/results/21_answer.ipynb #6e367510
 import copy
+from fastcore.basics import patch
+from .layers import Segments
+from .record import Source
 from .record import known_source
 
 # %% ../../nbs/results/21_answer.ipynb #076058a7
 class Answer:
     "What a system says of one video or image; has `source`, who says it"
+    truth = None # `Segments` of what is known of it; None: nothing is
     def result(self, **facts): # facts of the file, where they are known
         "A `Result` with its layers"
         raise NotImplementedError
-    def layers(self)->dict: return self.result().layers() # (Source, name) -> layer
-    def record(self)->dict: return self.result().record() # what `<stem>.layers.json` holds, without the file
+    def layers(self)->dict: return self.known_result().layers() # (Source, name) -> layer
+    def record(self)->dict: return self.known_result().record() # what `<stem>.layers.json` holds, without the file
     def __or__(self, other): return self.result()|other # what both say of the video or image, see `Result`
 
     def from_source(self,
@@ -28,3 +32,20 @@ class Answer:
         res = copy.copy(self)
         res.source = known_source(self.source, system, run, checkpoint)
         return res
+
+# %% ../../nbs/results/21_answer.ipynb #0b5f2a11
+@patch
+def with_truth(self:Answer,
+    events, # (start, end, label) in frames, half-open; an image has one frame; [] where nothing happens
+): # the same kind
+    "The same beside what is known"
+    res = copy.copy(self)
+    res.truth = Segments([(start, end, label, None) for start,end,label in events])
+    return res
+
+@patch
+def known_result(self:Answer, **facts): # facts of the file, where they are known
+    "`result` with what is known; raises `DataError` where that reaches beyond the file"
+    res = self.result(**facts)
+    if self.truth is not None: res.add(Source('annotation'), 'truth', self.truth)
+    return res

@@ -268,7 +268,7 @@ def write_image_files(
     data = array_file(map=p.full(), coarse=p.map, size=np.array(p.size), score=np.float32(p.score))
     write_atomic(maps, data)
     stored = {(p.source, 'map'): StoredArray(maps.name, 'map', hashlib.sha256(data).hexdigest())}
-    write_record(record, p.result(**file_facts(p.path)), stored)
+    write_record(record, p.known_result(**file_facts(p.path)), stored)
     for f in overlay: write_atomic(f, png_file(p.overlay()))
 
 @patch

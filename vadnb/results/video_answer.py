@@ -167,7 +167,7 @@ def save(self:VideoAnswer,
         if overlay:
             raise
         source = None
-    figure,result = self.figure(source) if self.drawn else None, self.result(**file_facts(self.path, source))
+    figure,result = self.figure(source) if self.drawn else None, self.known_result(**file_facts(self.path, source))
     own = [Path(folder)/f'{Path(self.name).stem}{end}' for end in self.own_endings()]
     write_record(files[-1-overlay], result, self.write(own, figure))
     if overlay:

@@ -55,6 +55,10 @@ class Data:
     def remember(self, facts):
         "Told the facts of a run before its test data are read"
 
+    def events(self):
+        "→ path → function of (frames, fps) that gives (start, end, label) in frames: what is known of single files"
+        return {}
+
     def rows(self):
         "→ (what, whether it holds, detail) for `vadnb verify`; None is a warning"
         return []

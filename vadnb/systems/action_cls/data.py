@@ -279,6 +279,15 @@ def set_rows(self:ActionData,
                      'figures will be better than those of new videos'))
     return rows
 
+# %% ../../../nbs/systems/action_cls/01_data.ipynb #4e7a0300
+@patch
+def events(self:ActionData):
+    "The class of each clip that is measured on"
+    def of(cls): return lambda frames, fps: [(0, frames, cls)]
+    sets = [f for split in ('valid', 'test') for f in self.entries(split).values()]
+    rows = [(e, f.classes) for f in sets for e in f.entries if e.label>=0 and len(e.videos)==1]
+    return {str(e.videos[0]): of(classes[e.label]) for e,classes in rows}
+
 # %% ../../../nbs/systems/action_cls/01_data.ipynb #27470279
 @patch
 def rows(self:ActionData):

@@ -254,6 +254,16 @@ def stranger_rows(self:ActionData)->list: # of (what, whether it holds, detail)
     except DataError as e: return [('unknown videos', False, str(e))]
     return [('unknown videos', True, line)] if line else []
 
+# %% ../../../nbs/systems/adatad/01_data.ipynb #4e7a0200
+@patch
+def events(self:ActionData):
+    "Actions of the videos that are measured on, in frames of their files"
+    def of(actions): return lambda frames, fps: [
+        (max(0, round(a*fps)), min(frames, max(round(b*fps), round(a*fps)+1)), label) for label,a,b in actions]
+    names = filter(None, {self.cfg.data.valid, self.cfg.data.test})
+    files = {n: path for subset in names for n,path in self.files(self.annotation.subset(subset)).items()}
+    return {str(path): of(self.annotation.videos[n].events) for n,path in files.items()}
+
 # %% ../../../nbs/systems/adatad/01_data.ipynb #aed640b2
 @patch
 def split_rows(self:ActionData,

@@ -147,6 +147,17 @@ def split_rows(self:FGCLIPData,
     # training does not read the test set
     return [(what, None if split=='test' and not ok else ok, says) for what,ok,says in rows]
 
+# %% ../../../nbs/systems/fgclip/01_data.ipynb #4e7a0100
+@patch
+def events(self:FGCLIPData):
+    "Where events are in the videos that are measured on"
+    res = {}
+    def of(segments, cls): return lambda frames, fps: [(a, b, cls) for a,b in segments]
+    for videos in filter(None, map(self.split, ('valid', 'test'))):
+        rows = zip(videos.names, videos.paths)
+        res |= {str(path): of(videos.segments[name], class_of(videos, name)) for name,path in rows}
+    return res
+
 # %% ../../../nbs/systems/fgclip/01_data.ipynb #527d279d
 @patch
 def rows(self:FGCLIPData):

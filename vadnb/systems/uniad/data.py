@@ -255,6 +255,14 @@ def shots_rows(
     names = ', '.join(r.name for r in records[:12])+', …'*(len(records)>12)
     return [('few shots', True, f'{cfg.data.shots} good images of each class, drawn by seed {cfg.seed}: {names}')]
 
+# %% ../../../nbs/systems/uniad/01_data.ipynb #4e7a0400
+@patch
+def events(self:UniADData):
+    "Whether a test image is good"
+    records,root = self.test_records()
+    def of(label): return lambda frames, fps: [(0, 1, ('good', 'defective')[label])]
+    return {str(Path(root)/r.name): of(r.label) for r in records}
+
 # %% ../../../nbs/systems/uniad/01_data.ipynb #081d5ade
 @patch
 def rows(self:UniADData):

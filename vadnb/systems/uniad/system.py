@@ -34,8 +34,11 @@ from .backbone import fed_features
 from .backbone import feature_key
 from .backbone import load_pretrained
 from .backbone import without_images
+from .beside import filling_row
 from .beside import memory_beside
 from .beside import stored_memory
+from .beside import warn_without_memory
+from .beside import why_no_memory
 from .checks import BackboneCheck
 from .checks import CopyingCheck
 from .checks import ProtocolCheck
@@ -85,8 +88,6 @@ class UniADSystem(System):
         averaged = dict(averaged=[*self.averaged]) if self.averaged else {}
         return dict(backbone=self.cfg.model.backbone) | averaged | self.memory_facts(self.memory)
     def check_calibration(self): self.calibration is None or as_calibration(self.calibration)
-    def scan(self, data, split):
-        return ImageScan(self.cfg, data.split(split), split, self.classes, self.calibration)
     def checks(self): return [CopyingCheck(), BackboneCheck(), ProtocolCheck(), UnmaskedCheck(), StartCheck()]
     def full(self, map): return full_map(map, self.cfg) # (H, W) float32
     def image_score(self, map): return image_score(map, self.cfg) # of a map, (h, w)
@@ -148,6 +149,11 @@ def groups(self:UniADSystem):
 # %% ../../../nbs/systems/uniad/04_system.ipynb #76e486e4
 @patch
 def supervision(self:UniADSystem): return 'good images alone (no defect was shown)'
+
+@patch
+def scan(self:UniADSystem, data, split):
+    if split=='test': warn_without_memory(self)
+    return ImageScan(self.cfg, data.split(split), split, self.classes, self.calibration)
 
 @patch
 def is_frozen(self:UniADSystem): return self.cfg.model.pretrained and not self.cfg.model.backbone_lr # had again
@@ -333,7 +339,8 @@ def rows(self:UniADSystem, data):
     mean = f' ({averaged} averaged over 3x3)' if averaged else ''
     random = '' if m.pretrained else ', random weights: figures will say nothing about UniAD'
     return [('backbone', m.pretrained or None, f'{m.backbone}, maps of strides {strides}{mean}, {sum(b.channels)} '
-             f'channels{random}'), ('head', True, self.describe_head()), *cache_row(data, self.cfg, self.encode)]
+             f'channels{random}'), ('head', True, self.describe_head()), *cache_row(data, self.cfg, self.encode),
+            *([filling_row(self, data)]*(not self.by_gradient or not why_no_memory(self.cfg, None)))]
 
 @patch
 def describe_head(self:UniADSystem)->str:
