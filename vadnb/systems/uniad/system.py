@@ -89,6 +89,7 @@ class UniADSystem(System):
         return dict(backbone=self.cfg.model.backbone) | averaged | self.memory_facts(self.memory)
     def check_calibration(self): self.calibration is None or as_calibration(self.calibration)
     def checks(self): return [CopyingCheck(), BackboneCheck(), ProtocolCheck(), UnmaskedCheck(), StartCheck()]
+    def supervision(self): return 'good images alone (no defect was shown)'
     def full(self, map): return full_map(map, self.cfg) # (H, W) float32
     def image_score(self, map): return image_score(map, self.cfg) # of a map, (h, w)
     def graph(self): return Map(self.head), (torch.zeros(1, sum(self.backbone.channels), *self.head.feature_size),)
@@ -147,9 +148,6 @@ def groups(self:UniADSystem):
     return [dict(name=n, params=list(m.parameters()), lr=lr, weight_decay=o.weight_decay) for n,m,lr in parts]
 
 # %% ../../../nbs/systems/uniad/04_system.ipynb #76e486e4
-@patch
-def supervision(self:UniADSystem): return 'good images alone (no defect was shown)'
-
 @patch
 def scan(self:UniADSystem, data, split):
     if split=='test': warn_without_memory(self)
