@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest, torch, yaml
 from command import vadnb
 from vadnb.cli import COMMANDS, main
-from vadnb.core import append_jsonl, read_json, read_jsonl, write_json
+from vadnb.core import CheckpointError, append_jsonl, read_json, read_jsonl, write_json
 from vadnb.worlds.street import street_world
 from vadnb.data.regions import read_regions
 from vadnb.systems.registry import load_config
 from vadnb.train import checkpoint
 from vadnb.train.checkpoint import checkpoint_folders, lock_run
+from vadnb.train.run_folder import RunFolder
 
 def refuse(*words, warned=False):
     "The one line that a command says before it leaves with code 2, after its warnings where it may have some"
@@ -164,6 +165,12 @@ def test_lr_find(world, runs, tmp_path):
     assert len(found['rates'])==len(found['losses'])==12 and found['rates']==sorted(found['rates']) and found['rates'][0]==pytest.approx(1e-7)
     assert (tmp_path/'rates.png').stat().st_size>1000 and '--optim.lr' in out
     assert not (runs/'found').exists()                        # a range test leaves no run behind
+    # unless a place is named, picture and numbers wait in the folder of the run, which can begin there
+    assert f'{runs}/found/lr_find.png' in ends_well('lr-find', *options(world, runs, 'found'), '--steps', '12')
+    assert {p.name for p in (runs/'found').iterdir()}=={'lr_find.png', 'lr_find.json'}
+    RunFolder(runs/'found').check()
+    (runs/'found'/'notes.txt').write_text('mine')
+    with pytest.raises(CheckpointError, match='is not a run folder'): RunFolder(runs/'found').check()
 
 def test_convert(world, tmp_path):
     ends_well('convert', 'skeleton', world/'UCF_Crimes_Videos', tmp_path/'own.json')

@@ -183,7 +183,7 @@ def lr_find(
     low:float=1e-7, # first learning rate
     high:float=10., # last learning rate
     steps:int=100, # optimizer steps of the test
-    out:str='lr_find', # name of the picture (.png) and the numbers (.json)
+    out:str='', # name of the picture (.png) and the numbers (.json); default: lr_find in the folder of the run
     overrides:list=(), # configuration keys
 ):
     "Find a learning rate: a range test with a picture and three suggestions for optim.lr"
@@ -198,7 +198,9 @@ def lr_find(
     from vadnb.plots import save_figure
     from vadnb.train.range_test import lr_find
     check_data_root(cfg)
+    out = out or Path(cfg.runs)/cfg.name/'lr_find'
     found = lr_find(cfg, low, high, steps)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     write_json(f'{out}.json', found)
     save_figure(rate_curve(found['rates'], found['losses'], found['suggestions']), f'{out}.png')
     for k,v in found['suggestions'].items(): print(f'{k:8} --optim.lr {v:.2e}')
