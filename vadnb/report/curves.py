@@ -237,6 +237,8 @@ def curves_section(
         figures.append(tag('figure', Html(inline_svg(fig, f'c{i}', describe(panel)))))
     aid = reading_aid(found, marks, other)
     left = tag('p', f'Not drawn: {", ".join(words(p.key) for p in rest[:200])}.', class_='small')
+    # of a single evaluation the tables say it
+    level = [p for p in level if len(p.series[0].values)>1]
     same = ', '.join(f'{words(p.key)} {short(float(p.series[0].values[0]))}' for p in level[:200])
     same = tag('p', f'The same at every step: {same}.', class_='small') if level else None
     return section('curves', 'Curves', tag('p', aid, class_='small') if aid else None,
