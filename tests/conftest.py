@@ -6,9 +6,9 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 
 # what takes longest begins first, so that the two processes of `make test` end together
-LONGEST = ['uniad_system', 'cli', 'fgclip_system', 'action_cls', 'processes', 'report', 'adatad', 'unread', 'fgclip_health', 'pretend_cuda', 'real',
-           'image_prediction', 'uniad_pictures', 'prediction', 'layout', 'backbone', 'video', 'checkpoint_faults', 'spine_images', 'third_system',
-           'uniad_distributed', 'fastcore', 'passes', 'resume', 'lora']
+LONGEST = ['uniad_system', 'cli', 'fgclip_system', 'action_cls', 'processes', 'fgclip_health', 'adatad', 'report', 'unread', 'real', 'scorer',
+           'image_prediction', 'checkpoint_faults', 'pretend_cuda', 'spine_images', 'backbone', 'uniad_memory', 'uniad_pictures', 'fuzz', 'prediction',
+           'third_system', 'video', 'uniad_backbones', 'passes', 'own_system', 'fastcore', 'street', 'resume', 'lora', 'commands']
 
 def pytest_configure(config):
     "Without this, pytest-xdist begins with the files of most tests, which are quick ones"

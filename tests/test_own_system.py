@@ -6,10 +6,13 @@ import pytest
 here = Path(__file__).resolve().parent
 VADNB = [sys.executable, '-c', 'from vadnb.cli import main; main()']
 
-def vadnb(*words, cwd):
+def started(command, cwd):
+    "Exit code, stdout and stderr of a process that finds no more than the package"
     env = {k: v for k,v in os.environ.items() if k!='PYTHONPATH'} | dict(PYTHONPATH=str(here.parent), PYTHONSAFEPATH='1')
-    done = subprocess.run([*VADNB, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
+
+def vadnb(*words, cwd): return started([*VADNB, *map(str, words)], cwd)
 
 @pytest.fixture
 def place(tmp_path):
@@ -26,10 +29,18 @@ def test_a_system_of_ones_own_by_its_module(place):
     assert code==0, err
     code,out,err = vadnb('eval', '--run', 'runs/line', '--system=mine.line', cwd=place)
     assert code==0 and 'error' in out, err
-    code,_,err = vadnb('eval', '--run', 'runs/line', cwd=place)
-    assert code==2 and "'line' is unknown" in err and 'named with --system MODULE' in err and len(err.splitlines())==1
-    code,_,err = vadnb('train', '--system', 'mine.lines', '--config', 'mine.yaml', cwd=place)
-    assert code==2 and "there is no module 'mine.lines'" in err and len(err.splitlines())==1
+    # both refusals in one process: neither gets as far as what the other needs
+    two = [['eval', '--run', 'runs/line'], ['train', '--system', 'mine.lines', '--config', 'mine.yaml']]
+    code = f'''
+from vadnb.cli import main
+for words in {two!r}:
+    try: main(words)
+    except SystemExit as e: print(e.code)'''
+    code,out,err = started([sys.executable, '-c', code], cwd=place)
+    assert (code, out.split())==(0, ['2', '2']), err
+    unnamed,unfound = err.splitlines()
+    assert "'line' is unknown" in unnamed and 'named with --system MODULE' in unnamed
+    assert "there is no module 'mine.lines'" in unfound
 
 def test_what_a_script_begins_with():
     "Each name is the thing itself, none costs an import before it is asked for, and a typo says what there is"

@@ -22,7 +22,7 @@ def world(tmp_path_factory): return texture_world(tmp_path_factory.mktemp('pictu
 
 def config(world, name='run', **data):
     return Config(name=name, runs=str(world.root.parent/'runs'), data_root=str(world.root), seed=3, data=DataConfig(**(dict(train='.', size=[48, 64], cache='memory', hold_out=.2) | data)),
-                  model=ModelConfig(backbone='resnet18', pretrained=False, start='data', strides=[4, 8], outstride=8, hidden_dim=16, nhead=2, num_encoder_layers=1, num_decoder_layers=2, dim_feedforward=32, neighbor_size=[3, 3]),
+                  model=ModelConfig(backbone='test_resnet', pretrained=False, start='data', strides=[4, 8], outstride=8, hidden_dim=16, nhead=2, num_encoder_layers=1, num_decoder_layers=2, dim_feedforward=32, neighbor_size=[3, 3]),
                   score=ScoreConfig(pool=[8, 8]), train=TrainConfig(batch_size=4, steps=2, epochs=None, workers=0, progress=False, trackers=[], resume='never'))
 
 @pytest.fixture(scope='module')

@@ -25,7 +25,7 @@ from vadnb.train.feature_cache import CachedFeatures
 from vadnb.train.feed import look_through
 from vadnb.train.learner import fit
 
-SMALL = '''--data.size [64,64] --data.hold_out 0.4 --model.hidden_dim 32 --model.nhead 4 --model.dim_feedforward 32 --model.dropout 0.1 --optim.warmup 0 --train.batch_size 4 --train.drop_last false --train.epochs 2
+SMALL = '''--data.size [64,64] --data.hold_out 0.4 --model.backbone test_resnet --model.hidden_dim 32 --model.nhead 4 --model.dim_feedforward 32 --model.dropout 0.1 --optim.warmup 0 --train.batch_size 4 --train.drop_last false --train.epochs 2
     --train.evaluate_every 2 --train.save_every 1 --train.log_every 1 --train.progress false --train.trackers [] --train.device cpu'''.split()
 
 def words(world, runs, name, *more): return ['--data_root', str(world), '--runs', str(runs), '--name', name, *SMALL, *map(str, more)]
@@ -122,17 +122,17 @@ HARM = {
     'window': (lambda w: None, '--model.neighbor_size [17,17]', ["'model.neighbor_size'", '(17, 17)', '(8, 8)', 'use a smaller window or a larger input']),
     'pool': (lambda w: None, '--score.pool [65,8]', ["'score.pool'", 'within data.size', '[65, 8]']),
     'backbone': (lambda w: None, '--model.backbone resnet81', ["timm has no 'resnet81'", 'nearest: ', 'resnet18']),
-    'map of the backbone': (lambda w: None, '--model.strides [4,64]', ['resnet18', 'no map of stride 64', '2, 4, 8, 16, 32']),
+    'map of the backbone': (lambda w: None, '--model.strides [4,64]', ['test_resnet', 'no map of stride 64', '2, 4, 8, 16, 32']),
     'width': (lambda w: None, '--model.hidden_dim 48', ['checkpoints/step-000003/head.safetensors: does not fit this model', 'other shapes', 'input_proj.weight (32, ', ' instead of (48, ', 'use the configuration it was trained with']),
     'depth': (lambda w: None, '--model.num_decoder_layers 2', ['does not fit this model', 'missing', 'transformer.decoder.layers.1.']),
     'grid': (lambda w: None, '--data.size [64,96]', ['does not fit this model', 'pos_embed.col_embed.weight (8, 16) instead of (12, 16)']),
     'weights': (lambda w: torch.save({'input_proj.weight': torch.zeros(32, 5)}, w/'w.pth'), '--name other --model.weights {w}/w.pth --model.start xavier', ['w.pth: lacks input_proj.bias and 37 more (38 of 39 tensors)']),
     'no weights': (lambda w: None, '--name other --model.weights {w}/none.pth --model.start xavier', ['none.pth: no such file']),
     'weights that are thrown away': (lambda w: None, '--model.weights w.pth --model.start data', ["'model.start' is data and 'model.weights' is set", 'set one of them']),
-    'backbone weights': (lambda w: torch.save({'conv1.weight': torch.zeros(1)}, w/'b.pth'), '--model.pretrained true --model.backbone_weights {w}/b.pth', ['b.pth', "tensors of 'resnet18' are missing", "give timm's own weights"]),
+    'backbone weights': (lambda w: torch.save({'conv1.weight': torch.zeros(1)}, w/'b.pth'), '--model.pretrained true --model.backbone_weights {w}/b.pth', ['b.pth', "tensors of 'test_resnet' are missing", "give timm's own weights"]),
     'weights nobody reads': (lambda w: None, '--model.backbone_weights b.pth', ["'model.backbone_weights' is set but 'model.pretrained' is false"]),
     'cache nobody fills': (lambda w: None, '--data.cache memory --data.cache_folder here', ["'data.cache_folder' is set but 'data.cache' is memory"]),
-    'cache too small': (lambda w: None, '--data.cache_gb 0.0001', ['cache_gb', 'allowed are 100 kB', 'set cache_gb to']),
+    'cache too small': (lambda w: None, '--data.cache_gb 0.00001', ['cache_gb', 'allowed are 10 kB', 'set cache_gb to']),
     'loss': (lambda w: None, '--loss.criterion {"FeatureMSE":1}', ['FeatureMSE', "did you mean 'FeatureMSELoss'?"]),
     'metric': (lambda w: None, '--train.metric pixel_aroc', ["'train.metric' is 'pixel_aroc'", "did you mean 'pixel_auroc'?"]),
     'false alarms': (lambda w: None, '--score.false_alarm_rate 1.5', ["'score.false_alarm_rate' must be between 0 and 1, found 1.5"]),
@@ -153,9 +153,9 @@ def test_one_line_and_nothing_is_lost(begun, tmp_path, harm):
 
 def test_weights_of_another_shape_for_a_start(world, tmp_path):
     from vadnb.models.uniad import UniAD
-    torch.save(dict(state_dict={f'module.reconstruction.{k}': v for k,v in UniAD(192, 8, (8, 8), 48, 4, 1, 1, 32, neighbor_size=(3, 3)).state_dict().items()}), tmp_path/'w.pth.tar')
+    torch.save(dict(state_dict={f'module.reconstruction.{k}': v for k,v in UniAD(80, 8, (8, 8), 48, 4, 1, 1, 32, neighbor_size=(3, 3)).state_dict().items()}), tmp_path/'w.pth.tar')
     err = refuse('train', '--config', 'uniad_demo', *words(world, tmp_path, 'run', '--model.weights', tmp_path/'w.pth.tar', '--model.start', 'xavier'))
-    assert 'w.pth.tar: module.reconstruction.input_proj.weight and' in err and 'has shape (48, 192), the model needs (32, 192)' in err
+    assert 'w.pth.tar: module.reconstruction.input_proj.weight and' in err and 'has shape (48, 80), the model needs (32, 80)' in err
     assert not (tmp_path/'run').exists()
 
 def test_unreadable_images_are_skipped_where_that_is_asked_for(copy, tmp_path):
@@ -183,7 +183,7 @@ def test_a_start_from_given_weights(trained, world, tmp_path):
     assert torch.equal(load_run(learner.run)[0].head.input_proj.weight, learner.system.head.input_proj.weight)
 
 def test_checkpoints_of_another_model_are_refused(run):
-    for some,says in (('--model.hidden_dim 48', 'input_proj.weight (32, '), ('--model.backbone resnet34', "'model.backbone' is resnet34, the run was trained with resnet18; set it back")):
+    for some,says in (('--model.hidden_dim 48', 'input_proj.weight (32, '), ('--model.backbone resnet34', "'model.backbone' is resnet34, the run was trained with test_resnet; set it back")):
         for command in ('eval', 'predict'): assert says in refuse(command, *[run.parent]*(command=='predict'), '--run', run, *some.split())
 
 # ---------------------------------------------------------------- data
@@ -441,7 +441,7 @@ def test_everything_trainable_is_trained_and_kept(trained, world, tmp_path):
 
 def weights_file(path, seed):
     torch.manual_seed(seed)
-    save_file(timm.create_model('resnet18').state_dict(), path)
+    save_file(timm.create_model('test_resnet').state_dict(), path)
     return path
 
 def test_pretrained_weights_are_not_kept(world, tmp_path):
@@ -463,7 +463,7 @@ def test_pretrained_weights_are_not_kept(world, tmp_path):
     before = contents(learner.run)
     moved = (tmp_path/'a.safetensors').rename(tmp_path/'moved.safetensors')
     weights_file(tmp_path/'a.safetensors', 2)
-    with pytest.raises(CheckpointError, match=f"the weights of resnet18 are not those .* instead of {learner.system.backbone.digest()}.*--model.backbone_weights"): load_run(learner.run)
+    with pytest.raises(CheckpointError, match=f"the weights of test_resnet are not those .* instead of {learner.system.backbone.digest()}.*--model.backbone_weights"): load_run(learner.run)
     for command in (('eval',), ('predict', world)): assert '--model.backbone_weights' in refuse(*command, '--run', learner.run)
     assert load_run(learner.run, overrides=['--model.backbone_weights', str(moved)])[0].backbone.digest()==learner.system.backbone.digest()
     (tmp_path/'a.safetensors').unlink()
@@ -650,7 +650,7 @@ def test_predict_refuses_in_one_line(run, mixed, tmp_path):
     for words,says in ((('none',), 'none: no such file or folder'), ((run/'pictures',), ''), ((mixed/'a.png', mixed/'a.png'), 'would write the same files')):
         if says: assert says in refuse('predict', *words, '--run', run, '--out', tmp_path/'out')
     cut(mixed/'b'/'grey.png')
-    words = ['predict', mixed, '--run', run, '--out', tmp_path/'out', '--score.batch_size', '2', '--score.false_alarm_rate', '0.4']
+    words = ['predict', mixed, '--run', run, '--out', tmp_path/'out', '--score.batch_size', '2', '--score.false_alarm_rate', '0.4', '--pictures', 'none']
     code,_,err = vadnb(*words)
     said = [line for line in err.splitlines() if 'vadnb: error:' in line]
     assert code==3 and len(said)==2 and 'mixed/b/grey.png cannot be decoded' in said[0] and 'copy it again or take it out' in said[0]
@@ -721,7 +721,7 @@ def test_real_images(shared, tmp_path):
     assert code==0 and '14 images' in out, err
     m = read_json(learner.run/'eval.json')['metrics']
     assert all(0<=m[k]<=1 for k in (*SEVEN, 'mad')) and m['pooled/defective']==8
-    code,out,err = vadnb('predict', source/'test', '--run', learner.run, '--score.false_alarm_rate', '0.4')
+    code,out,err = vadnb('predict', source/'test', '--run', learner.run, '--score.false_alarm_rate', '0.4', '--pictures', 'none')
     assert code==0 and '14 images' in out, err
     with open(learner.run/'predictions'/'test'/'scores.csv', newline='') as f: assert [r['name'] for r in csv.DictReader(f)]==[r.name.removeprefix('test/') for r in read_tree(source)['test']]
 
@@ -743,14 +743,14 @@ def test_official_checkpoint(layout, world, tmp_path):
 def test_a_head_of_others_is_measured_and_used_without_a_run(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert 'rest on model.weights and model.pretrained' in refuse('eval', '--config', 'uniad_demo', *words(world, tmp_path, 'alone'))
-    some = ('--model.pretrained', 'true', '--model.backbone_weights', weights_file(tmp_path/'a.safetensors', 1), '--model.start', 'xavier', '--model.backbone', 'resnet18')
+    some = ('--model.pretrained', 'true', '--model.backbone_weights', weights_file(tmp_path/'a.safetensors', 1), '--model.start', 'xavier')
     learner = train(world, tmp_path, 'run', *some, '--train.epochs', '1')
     save_file(dict(learner.system.head.state_dict()), 'head.safetensors')
     own = ('--config', 'uniad_demo', *words(world, tmp_path, 'alone', *some, '--model.weights', 'head.safetensors'))
     for words_ in (own, ('--run', learner.run)):
         code,out,err = vadnb('eval', *words_)
         assert code==0, err
-        code,out,err = vadnb('predict', world/'dots'/'test', *words_)
+        code,out,err = vadnb('predict', world/'dots'/'test', *words_, '--pictures', 'none')
         assert code==0 and ' alarms' in out, err
     alone,run = read_json('alone_eval.json'), read_json(learner.run/'eval.json')
     # a memory lies beside what was trained here, and no official checkpoint has one
@@ -858,7 +858,7 @@ def test_a_card_of_a_stranger_is_named_and_quoted_in_short(run, tmp_path):
 
 def test_damaged_images_stand_in_their_place(run, mixed):
     cut(mixed/'b'/'grey.png')
-    system,_ = load_run(run, overrides=['--score.batch_size', '2', '--score.false_alarm_rate', '0.4'])
+    system,_ = load_run(run, overrides=['--score.batch_size', '2', '--score.false_alarm_rate', '0.4', '--pictures', 'none'])
     found = list(system.predict(mixed))
     names = sorted(MODES)
     assert [isinstance(p, DataError) for p in found]==[n=='b/grey.png' for n in names]

@@ -290,6 +290,7 @@ def parsed(
         given = drop(given, key)
 
 # %% ../nbs/02_config.ipynb #2a0030cc
+_parser = functools.cache(config_parser) # describing a hundred keys takes longer than reading them
 def build_config(
     cls, # a configuration dataclass
     values:dict, # nested mapping, such as a YAML file holds
@@ -298,15 +299,14 @@ def build_config(
     prog:str='vadnb', # program name in `--help`
 ): # an instance of `cls`
     "Values and overrides as a checked tree; raises `ConfigError` naming key, expectation and what came"
-    parser,words = config_parser(cls, prog), list(overrides or [])
-    types = {k: key_type(cls, k) for k in config_keys(cls)}
-    given = typed_keys(words)
+    parser,words = _parser(cls, prog), list(overrides or [])
+    types,given = {k: key_type(cls, k) for k in config_keys(cls)}, typed_keys(words)
     wrong = [f"command line: unknown option '--{k}'{nearest_key(k, types)}" for k in given if k not in types]
     try: check_keys(cls, values, where)
     except ConfigError as e: wrong = errors_of(e)+wrong
     raise_all(wrong)
     space,wrong = parsed(parser.parse_object, values, without, types, where)
-    if space is not None:
+    if space is not None and words:
         def parse(words): return parser.parse_args(words, namespace=space, defaults=False)
         space,more = parsed(parse, words, without_option, types, 'command line')
         wrong += more
