@@ -858,7 +858,7 @@ def test_a_card_of_a_stranger_is_named_and_quoted_in_short(run, tmp_path):
 
 def test_damaged_images_stand_in_their_place(run, mixed):
     cut(mixed/'b'/'grey.png')
-    system,_ = load_run(run, overrides=['--score.batch_size', '2', '--score.false_alarm_rate', '0.4', '--pictures', 'none'])
+    system,_ = load_run(run, overrides=['--score.batch_size', '2', '--score.false_alarm_rate', '0.4'])
     found = list(system.predict(mixed))
     names = sorted(MODES)
     assert [isinstance(p, DataError) for p in found]==[n=='b/grey.png' for n in names]
