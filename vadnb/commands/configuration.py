@@ -149,7 +149,7 @@ def help_text(
     if name in EXPLAINED: text += EXPLAINED[name](system_at_hand(name, words))
     if open_parameter(f)!='overrides': return text
     if config: return text+explain_keys(name, config)
-    source = '--config NAME' if 'config' in inspect.signature(f).parameters else '--run FOLDER'
+    source = '--run FOLDER' if 'run' in inspect.signature(f).parameters else '--config NAME'
     return text+f'\nEvery key of a configuration is an option too; add {source} to see them with their help.\n'
 
 def configured(
@@ -160,5 +160,5 @@ def configured(
     "The configuration that a command would use"
     from vadnb.systems.registry import load_config
     own = inspect.signature(COMMANDS[name]).parameters
-    config = configuration_of(name, words) or needed('config' if 'config' in own else 'run', '')
+    config = configuration_of(name, words) or needed('run' if 'run' in own else 'config', '')
     return to_yaml(load_config(config, overrides, f'vadnb {name}'))
