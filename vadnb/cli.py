@@ -13,7 +13,7 @@ from .commands.configuration import help_text
 from .commands.configuration import offered_words
 from .commands.configuration import system_at_hand
 # a room that is imported has its commands in the list, in this order
-from .commands import training, use, runs, convert, demo
+from .commands import training, use, runs, convert, demo, completion
 from .commands.words import COMMANDS
 from .commands.words import call_with_words
 from .commands.words import complain
