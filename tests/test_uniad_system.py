@@ -16,6 +16,7 @@ from vadnb.data.mvtec import read_tree, write_tree_meta
 from vadnb.metrics.anomaly_maps import image_scores
 from vadnb.metrics.pixel_anomaly import SEVEN, pixel_metrics
 from vadnb.systems.registry import load_config, load_run
+from vadnb.systems.uniad.data import UniADData
 from vadnb.systems.uniad.scan import ImageScan
 from vadnb.systems.uniad.system import UniADSystem
 from vadnb.train.callbacks import Callback
@@ -747,8 +748,12 @@ def test_a_head_of_others_is_measured_and_used_without_a_run(world, tmp_path, mo
     learner = train(world, tmp_path, 'run', *some, '--train.epochs', '1')
     save_file(dict(learner.system.head.state_dict()), 'head.safetensors')
     own = ('--config', 'uniad_demo', *words(world, tmp_path, 'alone', *some, '--model.weights', 'head.safetensors'))
+    # what the data know of themselves, such as the bits of their images, is theirs unless a card tells it
+    told,remember = [], UniADData.remember
+    monkeypatch.setattr(UniADData, 'remember', lambda self, facts: (told.append(facts), remember(self, facts)))
     for words_ in (own, ('--run', learner.run)):
         code,out,err = vadnb('eval', *words_)
+        assert len(told)==(words_ is not own)
         assert code==0, err
         code,out,err = vadnb('predict', world/'dots'/'test', *words_, '--pictures', 'none')
         assert code==0 and ' alarms' in out, err

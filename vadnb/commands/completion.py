@@ -55,9 +55,9 @@ def completion_parser()->argparse.ArgumentParser:
 # %% ../../nbs/commands/11_completion.ipynb #c0a91e08
 @command
 def completion(
-    shell:Literal['bash', 'zsh', 'tcsh']='bash', # whose start-up file it is for
+    shell:Literal['bash', 'zsh', 'tcsh']='bash', # which one it is for
 ):
-    "Print a script that completes commands and options: eval \"$(vadnb completion --shell bash)\""
+    "Print a script that completes commands and options in a shell; written once, into the folder where it looks"
     try: import shtab
     except ImportError:
         raise ConfigError("completion is written by shtab, which is not installed; pip install 'vadnb[completion]'"

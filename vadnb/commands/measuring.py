@@ -9,7 +9,6 @@ __all__ = ['shared_out', 'dealt', 'Asked', 'of_run', 'of_weights', 'supervision_
 # %% ../../nbs/commands/09_measuring.ipynb #5e0a1c02
 import dataclasses
 from dataclasses import dataclass
-from dataclasses import field
 from pathlib import Path
 from .places import check_data_root
 from .training import how_it_ended
@@ -49,7 +48,7 @@ class Asked:
     name:str # run folder, or configuration
     checkpoint:str # name of its checkpoint, or of the weights of others
     data:object=None # `Data` of its configuration
-    facts:dict = field(default_factory=dict) # that it was built from
+    facts:dict|None = None # of its card; None: it was built from those of `data`
     ended:str='' # how its run ended, where that was early
     folder:object=None # its checkpoint, None: there is no run
 
@@ -74,7 +73,7 @@ def of_weights(
     "A system with weights of others; raises as `load_pretrained`"
     from vadnb.systems.registry import load_pretrained
     system,data,weights = load_pretrained(config, overrides)
-    return Asked(system, str(config), weights, data, system.facts())
+    return Asked(system, str(config), weights, data)
 
 # %% ../../nbs/commands/09_measuring.ipynb #5e0a1c19
 def supervision_words(
@@ -208,7 +207,7 @@ def evaluate_run(
     from vadnb.train.samples import how_many
     asked = asked_for(str(run), str(config), which, overrides)
     system,data = asked.system, asked.data
-    data.remember(asked.facts)
+    if asked.facts is not None: data.remember(asked.facts)
     n,processes = how_many(measured_split(data)), shared_out(system.cfg)
     if not run: calibrate(asked, processes)
     found = measure(system, data, processes)

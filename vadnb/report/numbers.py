@@ -214,7 +214,7 @@ def tested_section(
     more = ' '.join(map(str, run.evaluation.get('overrides') or ()))
     of = plain(run.evaluation.get('checkpoint', 'unknown checkpoint'))+(more and f', {plain(more)}')
     learned = plain(run.evaluation.get('supervision') or '', 200)
-    said = [f' measured ({of}; {split_words(run, True)}).', f' L{learned[1:]}.' if learned else None]
+    said = [f' measured ({of}; {split_words(run, True)}).', learned and f' {learned[:1].upper()}{learned[1:]}.']
     return section('tested', 'Test data', tag('p', 'What ', tag('code', 'vadnb eval'), said),
                    table(head, rows, numbers=(1,)) if rows else None,
                    parts_tables(found))

@@ -28,7 +28,7 @@ def with_holes(
     apart = np.diff(places)
     if not len(apart): return steps, values
     # some numbers are logged in every tenth row only, and nothing is missing between these
-    at = np.flatnonzero(apart>2*np.median(apart))+1
+    at = np.flatnonzero(apart>1.5*np.median(apart))+1
     return np.insert(steps, at, np.nan), np.insert(values, at, np.nan)
 
 def columns(

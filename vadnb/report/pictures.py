@@ -95,7 +95,7 @@ def pictures(
         else:
             image = tag('img', src=uri, alt=caption, width=w, height=h)
             below = tag('figcaption', caption, says(path))
-            # what is wider than a screen is high could not be read beside others
+            # one much wider than high could not be read beside others
             shown.append(tag('figure', image, below, class_='strip' if w>1.25*h or w>800 else None))
     if len(files)>most:
         lines.append(tag('p', f'{plural(len(files)-most, "more picture")} in the folder.', class_='small'))
@@ -168,13 +168,10 @@ def told(
 
 # %% ../../nbs/report/06_pictures.ipynb #67726684
 def truth_words(
-    stem, # file of a prediction without its ending
+    record:dict, # as its file has it
 )->str: # '' where nothing is known
-    "What the annotation says of what was predicted, by its record"
-    path = stem.with_name(stem.name+RECORD)
-    try: record = read_json(path) if path.is_file() else {}
-    except VadnbError: return '' # told where the file is listed
-    for layer in as_list(record.get('layers')) if isinstance(record, dict) else ():
+    "What the annotation says of what was predicted"
+    for layer in as_list(record.get('layers')):
         if not isinstance(layer, dict) or layer.get('name')!='truth' or layer.get('kind')!='segments': continue
         rows = [s for s in as_list(layer.get('segments')) if isinstance(s, dict)]
         return ', '.join(dict.fromkeys(plain(s.get('label') or 'event', 40) for s in rows)) or 'nothing happens'
@@ -183,14 +180,15 @@ def truth_words(
 # %% ../../nbs/report/06_pictures.ipynb #67726688
 def judged(
     folder:Path, # of predictions
-)->list: # of (file without its ending, name, class, highest score, threshold), the highest first
+)->list: # of (file without its ending, name, class, highest score, threshold, truth), the highest first
     "What was predicted, by its score"
-    res = []
+    res,known = [], {}
     for path in sorted(folder.rglob('*.json')):
         try: said = read_json(path)
         except VadnbError: continue # told where the file is listed
         if not isinstance(said, dict): continue
         if path.name.endswith(RECORD):
+            known[stem_of(path)] = truth_words(said)
             if found := told(said): res.append((stem_of(path), below(stem_of(path), folder), *found))
             continue
         images = [i for i in as_list(said.get('images')) if isinstance(i, dict) and isinstance(i.get('name'), str)]
@@ -199,7 +197,7 @@ def judged(
         if isinstance(said.get('scores'), list):
             top = max((v for v in map(as_number, said['scores']) if v is not None), default=None)
             res.append((path.with_suffix(''), below(path.with_suffix(''), folder), '', top, said.get('threshold')))
-    res = [(*r[:3], *map(as_number, r[3:])) for r in res]
+    res = [(*r[:3], *map(as_number, r[3:]), known.get(r[0], '')) for r in res]
     return sorted((r for r in res if r[3] is not None and math.isfinite(r[3])), key=lambda r: -r[3])
 
 # %% ../../nbs/report/06_pictures.ipynb #7f9d3a94
@@ -220,8 +218,8 @@ def judged_table(
     "Every video or image with its score"
     if not rows: return None
     cells = [[plain(name, 120), plain(cls, 40), short(score), short(at) if at is not None else '–',
-              '' if at is None else 'above' if score>=at else 'below', truth_words(stem)]
-             for stem,name,cls,score,at in rows[:most]]
+              '' if at is None else 'above' if score>=at else 'below', truth]
+             for _,name,cls,score,at,truth in rows[:most]]
     n,more = len(rows), f', the first {most:,} of {len(rows):,}' if len(rows)>most else ''
     head = ['name', 'class', 'highest score', 'threshold', '', 'truth']
     # what no row says has no column
@@ -245,7 +243,7 @@ def predictions_section(
     shown,lines,others,drawn = drawn_files([p for p in files if p.suffix!='.png'], most)
     left = [p for p in files if p.suffix=='.png' and stem_of(p) not in drawn]
     root,of = run.path/'predictions', {stem: row for stem,*row in rows}
-    def says(path): return verdict(*of[stem_of(path)][2:], truth_words(stem_of(path))) if stem_of(path) in of else None
+    def says(path): return verdict(*of[stem_of(path)][2:]) if stem_of(path) in of else None
     drawings = pictures(left, 1_600_000, most, lambda p: below(p.with_suffix(''), root), says)
     names = ', '.join(below(p, root) for p in others[:60])
     more = f' and {len(others)-60:,} more' if len(others)>60 else ''

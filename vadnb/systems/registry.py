@@ -235,8 +235,8 @@ def load_pretrained(
     system = from_facts(cfg, facts)
     system.start(True)
     values = flatten(asdict(cfg))
-    names = [Path(values[k]).name for k in cfg.rests_on if isinstance(values[k], str)]
-    return system.eval(), data, joined(names)
+    names = dict.fromkeys(Path(values[k]).name for k in cfg.rests_on if isinstance(values[k], str))
+    return system.eval(), data, joined([*names])
 
 # %% ../../nbs/systems/59_registry.ipynb #f546052e
 def load_run(

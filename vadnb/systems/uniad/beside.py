@@ -44,8 +44,9 @@ def warn_without_memory(
 ):
     "Say why a result stands beside no memory"
     if not system.by_gradient or system.memory is not None: return
-    warnings.warn('no memory of good images lies beside these weights, so the baseline memory is not measured; a run '
-                  'that is trained here fills one', MetricWarning)
+    why = why_no_memory(system.cfg, None) or 'they came without one, which a run that is trained here fills'
+    warnings.warn(f'no memory of good images lies beside these weights, so the baseline memory is not measured: {why}',
+                  MetricWarning)
 
 # %% ../../../nbs/systems/uniad/14_beside.ipynb #dc159a30
 @torch.no_grad()

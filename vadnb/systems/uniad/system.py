@@ -338,7 +338,7 @@ def rows(self:UniADSystem, data):
     random = '' if m.pretrained else ', random weights: figures will say nothing about UniAD'
     return [('backbone', m.pretrained or None, f'{m.backbone}, maps of strides {strides}{mean}, {sum(b.channels)} '
              f'channels{random}'), ('head', True, self.describe_head()), *cache_row(data, self.cfg, self.encode),
-            *([filling_row(self, data)]*(not self.by_gradient or not why_no_memory(self.cfg, None)))]
+            *([] if self.by_gradient and why_no_memory(self.cfg, None) else [filling_row(self, data)])]
 
 @patch
 def describe_head(self:UniADSystem)->str:
